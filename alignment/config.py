@@ -1,0 +1,384 @@
+"""Every setting of a run, as frozen pydantic models: one a stage, all of them in PipelineConfig.
+
+The same classes are the TOML schema, the flow's parameter (so Prefect's form), the command
+line (`--set ppo.learning_rate=1e-6`) and the record stored with the run. Unknown keys are
+refused, and so is a setting that would have no effect. Loads neither torch nor ray.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from alignment.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class RunConfig(Settings):
+    """What a run is called, where it keeps things, and the seed everything derives from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "quickstart"
+    seed: Annotated[int, Field(ge=0)] = 0
+    store: Path = Path("store")
+    """Folder of finished stages, shared by all runs."""
+    runs: Path = Path("runs")
+    """Folder with one sub-folder a run: metrics, summary and report."""
+
+
+class ModelConfig(Settings):
+    """The base model."""
+
+    source: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (embedded), `tiny` (random, for tests), a folder or a hub id."""
+    chat_template: Literal["model", "chatml"] = "chatml"
+    """`model`: the one shipped with the tokenizer; `chatml`: ChatML without a system message."""
+    max_prompt_tokens: Count = 128
+    """Longer prompts are refused by name when the data stage reads them."""
+
+
+class DataConfig(Settings):
+    """Where prompts and demonstrations come from."""
+
+    source: str = "starter"
+    """`starter` (embedded), `hh-rlhf` (pairs with whole transcripts) or `parquet`."""
+    path: Path | None = None
+    """File of `hh-rlhf` pairs, or folder with demonstrations/prompts/preferences.parquet."""
+    demonstrations: Count | None = None
+    """Use at most this many demonstrations (first ones after a seeded shuffle); all if absent."""
+    train_prompts: Count | None = None
+    """Use at most this many prompts for candidates and PPO; all if absent."""
+    heldout_prompts: Count | None = None
+    """Use at most this many held-out prompts; all if absent."""
+    max_response_tokens: Count = 256
+    """Demonstrations and imported responses longer than this are left out, and counted."""
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> "DataConfig":
+        if self.source == "starter" and self.path is not None:
+            raise ValueError("`data.path` has no effect with `data.source = \"starter\"`: remove it")
+        if self.source != "starter" and self.path is None:
+            raise ValueError(f"`data.source = \"{self.source}\"` needs `data.path`")
+        if self.source not in ("starter", "hh-rlhf", "parquet"):
+            raise ValueError(
+                f"`data.source` is \"{self.source}\"; accepted: starter, hh-rlhf, parquet"
+            )
+        return self
+
+
+class OptimizerConfig(Settings):
+    """AdamW with warm-up and linear decay."""
+
+    learning_rate: NonNegative
+    final_learning_rate_fraction: Fraction = 0.0
+    """The rate decays linearly to this share of its peak at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    epsilon: Positive = 1e-8
+    max_gradient_norm: Positive = 1.0
+
+
+class TrainingConfig(Settings):
+    """What every trained role needs to know about the machine."""
+
+    precision: Precision = "float32"
+    """Arithmetic of forward and backward; weights and optimiser state stay float32."""
+    tokens_per_microbatch: Count = 2048
+    """Upper bound of padded tokens in one forward pass; does not change the gradient."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; 0 is fastest on a single process."""
+    gradient_checkpointing: bool = False
+
+
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations, loss on the response only."""
+
+    epochs: Count = 2
+    sequences_per_minibatch: Count = 8
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-5)
+
+
+class CandidatesConfig(Settings):
+    """Responses that will be ranked."""
+
+    responses_per_prompt: Annotated[int, Field(ge=2, le=9)] = 4
+    probes_per_prompt: Annotated[int, Field(ge=0, le=2)] = 2
+    """Deliberately poor responses added for the ranking: one cut off, one to another prompt."""
+    max_response_tokens: Count = 48
+    temperature: Positive = 1.0
+    prompts: Count | None = None
+    """Rank only the first this many prompts; all train prompts if absent."""
+
+    @model_validator(mode="after")
+    def _at_most_nine(self) -> "CandidatesConfig":
+        total = self.responses_per_prompt + self.probes_per_prompt
+        if total > 9:
+            raise ValueError(
+                f"`candidates.responses_per_prompt` {self.responses_per_prompt} + "
+                f"`candidates.probes_per_prompt` {self.probes_per_prompt} = {total}; "
+                "a person ranks at most 9 responses at once"
+            )
+        return self
+
+
+class PanelConfig(Settings):
+    """The simulated panel: labelers that rank by a hidden rubric with noise. Not people."""
+
+    labelers: Count = 3
+    noise_sd: NonNegative = 0.12
+    """Standard deviation of each labeler's error on the gold score (range 0 to 1)."""
+    tie_threshold: NonNegative = 0.02
+    """Noisy scores closer than this are ranked as a tie."""
+    spammers: Annotated[int, Field(ge=0)] = 1
+    """Further labelers who rank at random."""
+
+
+class PreferencesConfig(Settings):
+    """Who ranks."""
+
+    source: Literal["panel", "people", "imported"] = "panel"
+    """`panel`: simulated; `people`: in the browser, the run waits; `imported`: in the data."""
+    rankings_per_prompt: Count = 3
+    """Rankings wanted of each prompt, from different labelers."""
+    panel: PanelConfig | None = PanelConfig()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 7861
+    """Where the ranking page is served; 0 takes a free port."""
+
+    @model_validator(mode="after")
+    def _panel_only_if_used(self) -> "PreferencesConfig":
+        if self.source == "panel" and self.panel is None:
+            raise ValueError("`preferences.source = \"panel\"` needs `[preferences.panel]`")
+        if self.panel and self.source == "panel":
+            available = self.panel.labelers + self.panel.spammers
+            if available < self.rankings_per_prompt:
+                raise ValueError(
+                    f"`preferences.rankings_per_prompt` is {self.rankings_per_prompt}, but the panel "
+                    f"has {available} labelers and each ranks a prompt once"
+                )
+        return self
+
+
+class RewardModelConfig(TrainingConfig):
+    """Bradley-Terry reward model on comparisons."""
+
+    epochs: Count = 2
+    groups_per_minibatch: Count = 8
+    """Prompts a step; all comparisons among a prompt's responses stay together."""
+    layers: Count | None = None
+    """Use only the first this many transformer layers; all if absent."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_steps=3)
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Also train this many models on complements for cross-validated accuracy; none if absent."""
+    minimum_accuracy: Fraction = 0.0
+    """Gate: the run stops before PPO if training accuracy is below this."""
+
+
+class AdaptiveKLConfig(Settings):
+    """Ziegler et al. 2019: the coefficient follows the KL per sequence."""
+
+    target_nats: Positive = 6.0
+    horizon_sequences: Positive = 10000.0
+
+
+class PPOConfig(TrainingConfig):
+    """Proximal policy optimisation with a critic."""
+
+    steps: Count = 7
+    prompts_per_step: Count = 32
+    responses_per_prompt: Count = 1
+    max_response_tokens: Count = 48
+    temperature: Positive = 1.0
+    epochs: Count = 1
+    sequences_per_minibatch: Count = 16
+    kl_coefficient: NonNegative = 0.2
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    adaptive_kl: AdaptiveKLConfig | None = None
+    discount: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    whiten_advantages: bool = True
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    value_clip: Positive | None = 0.2
+    """Absent: the value loss is not clipped."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
+    reward_clip: Positive | None = None
+    missing_eos_penalty: NonNegative = 0.0
+    """Subtracted from the score of a response that met the token limit."""
+    kl_budget_nats: Positive = 8.0
+    """Per sequence; a batch beyond it stops the update before weights are published."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=4e-5, final_learning_rate_fraction=0.31
+    )
+    critic_optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=2e-5, final_learning_rate_fraction=1.0
+    )
+    checkpoint_every_steps: Count = 2
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Rollout batch: prompts times responses a prompt."""
+        return self.prompts_per_step * self.responses_per_prompt
+
+    @model_validator(mode="after")
+    def _minibatches_divide_the_rollout(self) -> "PPOConfig":
+        if self.sequences_per_step % self.sequences_per_minibatch:
+            raise ValueError(
+                f"`ppo.prompts_per_step` {self.prompts_per_step} x `ppo.responses_per_prompt` "
+                f"{self.responses_per_prompt} = {self.sequences_per_step} sequences is not divisible "
+                f"by `ppo.sequences_per_minibatch` {self.sequences_per_minibatch}"
+            )
+        return self
+
+
+class EvaluationConfig(Settings):
+    """Held-out comparison of the trained policy with its SFT start."""
+
+    samples_per_prompt: Count = 2
+    max_response_tokens: Count = 48
+    temperature: Positive = 1.0
+    bootstrap_resamples: Count = 2000
+
+
+class RoleResources(Settings):
+    """How many processes a role gets, and what each of them gets."""
+
+    ranks: Count = 1
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
+    cpus_per_rank: Positive = 0.2
+    """Ray's bookkeeping of CPU shares; it does not limit threads."""
+
+
+class ClusterConfig(Settings):
+    """Where the roles run. None of it changes what is computed."""
+
+    backend: Literal["ray", "local"] = "ray"
+    """`local` keeps every role in this process, for debugging; no Ray, DeepSpeed or vLLM."""
+    address: str | None = None
+    """An existing Ray cluster; absent: a private one for this run."""
+    threads: Count = 2
+    """Compute threads of each role."""
+    object_store_gib: Positive = 1.5
+    policy: RoleResources = RoleResources()
+    critic: RoleResources = RoleResources()
+    reference: RoleResources = RoleResources()
+    reward_model: RoleResources = RoleResources()
+    generator: RoleResources = RoleResources()
+    generator_precision: Precision = "float32"
+    kv_cache_gib: Count = 1
+    """KV cache of each rollout engine on CPU."""
+    gpu_memory_fraction: Fraction = 0.9
+    """Share of each GPU's memory that a rollout engine takes."""
+    start_timeout_s: Positive = 300.0
+    call_timeout_s: Positive = 1800.0
+
+
+class PipelineConfig(Settings):
+    """One whole run. Remove a stage's table to leave the stage out where that is possible."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sft: SFTConfig = SFTConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "PipelineConfig":
+        imported = self.preferences.source == "imported"
+        if imported and self.data.source == "starter":
+            raise ValueError(
+                "`preferences.source = \"imported\"` needs comparisons in the data; "
+                "`data.source = \"starter\"` has none: name a file of pairs or use the panel"
+            )
+        return self
+
+
+def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Defaults, then TOML files from left to right, then `key.path=value` overrides; last wins.
+
+    Raises:
+        ConfigError: a file is missing or not TOML, or a setting is refused; names file and key.
+    """
+    settings: dict[str, Any] = {}
+    for path in paths:
+        _merge(settings, _read_toml(path))
+    for override in overrides:
+        _merge(settings, _parse_override(override))
+    try:
+        return PipelineConfig.model_validate(settings)
+    except ValidationError as error:
+        where = ", ".join(str(p) for p in paths) or "the settings"
+        raise ConfigError(_explain(error, where)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path} does not exist; name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"configuration {path} is not valid TOML: {error}") from None
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r} is not key=value, e.g. --set ppo.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: quoting it for TOML inside a shell is a nuisance
+    nested: Any = value
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested  # type: ignore[no-any-return]
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = [f"{where} cannot be used:"]
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"- `{key}` is not a setting; accepted beside it: {_siblings(problem['loc'])}")
+        elif key:
+            seen = "" if isinstance(problem["input"], dict) else f" (seen: {problem['input']!r})"
+            lines.append(f"- `{key}`: {problem['msg'].removeprefix('Value error, ')}{seen}")
+        else:
+            lines.append(f"- {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def _siblings(location: tuple[int | str, ...]) -> str:
+    model: Any = PipelineConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return ", ".join(sorted(model.model_fields))

@@ -1,0 +1,1 @@
+"""From files to records, from records to token batches."""

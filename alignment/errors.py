@@ -1,0 +1,51 @@
+"""Every error alignflow raises on purpose.
+
+AlignmentError
+├── ConfigError(ValueError)         a setting is unknown, contradictory or without effect
+├── DataError(ValueError)           a file or record cannot be used; names file, line and field
+├── ModelError(ValueError)          a model folder is missing, damaged or lacks what is needed
+├── NumericsError(ArithmeticError)  a loss, reward or gradient is not finite, or a budget broke
+├── CheckpointError(RuntimeError)   a checkpoint lacks a part or belongs to another stage version
+├── StoreError(RuntimeError)        the artifact store is locked, damaged or of another schema
+├── LabelError(ValueError)          a label request the label service must refuse
+└── ClusterError(RuntimeError)      an actor died, a call timed out, or a plan does not fit
+
+Each takes one message, so each survives pickling between Ray and Prefect processes.
+A message says what happened, the value seen, what is accepted and what to do.
+"""
+
+
+class AlignmentError(Exception):
+    """Anything alignflow refuses or gives up on, with a message written for its reader."""
+
+
+class ConfigError(AlignmentError, ValueError):
+    """A setting is unknown, contradictory or without effect."""
+
+
+class DataError(AlignmentError, ValueError):
+    """A file or a record cannot be used. The message names file, line and field."""
+
+
+class ModelError(AlignmentError, ValueError):
+    """A model folder is missing, damaged or lacks what the stage needs."""
+
+
+class NumericsError(AlignmentError, ArithmeticError):
+    """A loss, reward or gradient is not finite, or a KL budget is broken."""
+
+
+class CheckpointError(AlignmentError, RuntimeError):
+    """A checkpoint lacks a part or was written by another stage version."""
+
+
+class StoreError(AlignmentError, RuntimeError):
+    """The artifact store is locked by another process, damaged or of another schema."""
+
+
+class LabelError(AlignmentError, ValueError):
+    """The label service refuses a request: unknown round, wrong ranking, closed round."""
+
+
+class ClusterError(AlignmentError, RuntimeError):
+    """An actor died, a remote call timed out, or a placement plan does not fit."""

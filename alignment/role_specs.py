@@ -1,0 +1,57 @@
+"""What a role needs in order to start: plain records that any backend can read.
+
+`alignment.roles_local.start_roles` and `alignment.cluster.Cluster.start_roles` both take a
+sequence of specs and return the started roles by name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignment.config import OptimizerConfig, Precision, RoleResources, TrainingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableSpec:
+    """A model with an optimiser: `policy` and `sft` are language models, the others value models.
+
+    `total_steps` is the number of optimiser steps, over which the learning rate decays.
+    `layers` keeps only the first transformer layers (value models).
+    """
+
+    name: str
+    kind: Literal["language", "value"]
+    model_folder: Path
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    total_steps: int
+    seed: int
+    resources: RoleResources = RoleResources()
+    layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenSpec:
+    """A model that only answers: the reference (`language`) or the reward model (`value`)."""
+
+    name: str
+    kind: Literal["language", "value"]
+    model_folder: Path
+    precision: Precision = "float32"
+    tokens_per_microbatch: int = 4096
+    resources: RoleResources = RoleResources()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSpec:
+    """A rollout engine; `seed` is unused by sampling, which takes a seed a sequence."""
+
+    name: str
+    model_folder: Path
+    max_sequence_tokens: int
+    max_parallel_sequences: int = 64
+    precision: Precision = "float32"
+    resources: RoleResources = RoleResources()
+
+
+RoleSpec = TrainableSpec | FrozenSpec | GeneratorSpec

@@ -1,0 +1,1 @@
+"""Rankings, agreement and intervals: pure functions of numpy arrays."""

@@ -1,0 +1,140 @@
+"""What a training loop may ask of a model, and nothing else.
+
+A role is a model somewhere: in this process (`alignment.roles_local`) or on Ray actors around
+DeepSpeed and vLLM (`alignment.cluster`). Loops see these protocols only, so the same loop runs
+in a unit test and on a cluster. Every call is synchronous and raises the role's own error.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from alignment.experience import EncodedPrompt, Rollout, Sampling, TokenBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobOutputs:
+    """What a language model says about a batch: new_logprobs, entropy, both [B, T] float32."""
+
+    new_logprobs: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueOutputs:
+    """What a value model says: new_values [B, T] before each token; scores [B] at the last."""
+
+    new_values: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSums:
+    """A microbatch's loss as a sum, not yet divided, and metrics as sums over the same things."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+Loss = Callable[[Any, Any], LossSums]
+"""`loss(outputs, microbatch) -> LossSums`; a picklable pure function or functools.partial."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What an optimiser step did: gradient norm before clipping and the learning rate used."""
+
+    gradient_norm: float
+    learning_rate: float
+
+
+class LogprobModel(Protocol):
+    """A frozen or trained language model that scores given tokens."""
+
+    def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each response token, float32 [B, T], 0 elsewhere."""
+        ...
+
+
+class ScoreModel(Protocol):
+    """A reward model."""
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """One normalised score a sequence, float32 [B]."""
+        ...
+
+
+class Trainable(Protocol):
+    """A model with an optimiser behind it."""
+
+    def forward_backward(
+        self, batch: TokenBatch, loss: Loss, *, denominator: float
+    ) -> dict[str, float]:
+        """Add the gradient of `sum of loss over the whole batch / denominator`.
+
+        The role cuts the batch into microbatches and ranks as it likes: the gradient does not
+        depend on it. Returns `loss` and the loss's metrics, each summed over the batch and
+        divided by `denominator`.
+        """
+        ...
+
+    def step(self) -> StepReport:
+        """Clip, update the weights, advance the schedule, clear the gradients."""
+        ...
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write weights, optimiser, schedule and RNG of every rank."""
+        ...
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore all of it; raises CheckpointError naming a missing part."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as a folder that transformers (and, for a policy, vLLM) loads."""
+        ...
+
+
+class Policy(Trainable, LogprobModel, Protocol):
+    """The language model being trained."""
+
+    def weights(self) -> Any:
+        """A handle on the current weights that this family's Generator can load."""
+        ...
+
+
+class Critic(Trainable, Protocol):
+    """The value model being trained."""
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Value before each response token, float32 [B, T], 0 outside response_mask."""
+        ...
+
+
+class RewardModelTrainable(Trainable, ScoreModel, Protocol):
+    """The reward model while it is being trained; its scores are not yet normalised."""
+
+
+class Generator(Protocol):
+    """The rollout engine."""
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> Rollout:
+        """One response for each prompt in the order given (repeat a prompt for K samples)."""
+        ...
+
+    def load_weights(self, weights: Any, *, version: int) -> None:
+        """Use these weights from now on and stamp later rollouts with `version`."""
+        ...
+
+
+class MetricSink(Protocol):
+    """Where numbers go while a stage works."""
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics, names as declared in `alignment.metrics`."""
+        ...

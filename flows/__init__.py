@@ -1,0 +1,1 @@
+"""Orchestration: the stages, their order, and what a finished stage leaves behind."""
