@@ -1,0 +1,89 @@
+"""Every metric a run records: its name, unit and meaning, in one table.
+
+A name reads `stage/quantity_unit`; the part before the slash is the file it lands in,
+`metrics/<stage>.jsonl`. A name that is not here is refused when it is recorded, so the report,
+the documentation and the loops cannot drift apart. Loads neither torch nor ray.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from alignment.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One declared metric, e.g. `Metric(name="ppo/kl_nats", unit="nats a sequence", ...)`."""
+
+    name: str
+    unit: str
+    description: str
+
+
+_TABLE: tuple[tuple[str, str, str], ...] = (
+    ("sft/loss", "nats a token", "cross-entropy of the response tokens of the minibatch"),
+    ("sft/tokens_per_s", "tokens a second", "prompt and response tokens trained on"),
+    ("sft/gradient_norm", "", "global norm before clipping"),
+    ("sft/learning_rate", "", "rate used by the step"),
+    ("reward_model/loss", "nats a pair", "pairwise Bradley-Terry loss of the minibatch"),
+    ("reward_model/accuracy", "share", "pairs of the minibatch ordered as the labelers did"),
+    ("reward_model/margin_mean", "score", "score of the preferred response minus the other's"),
+    ("reward_model/tokens_per_s", "tokens a second", "prompt and response tokens trained on"),
+    ("reward_model/gradient_norm", "", "global norm before clipping"),
+    ("reward_model/learning_rate", "", "rate used by the step"),
+    ("ppo/score_mean", "score", "reward-model score of the rollouts, 0 for the SFT policy"),
+    ("ppo/score_sd", "score", "standard deviation of the score over the rollouts"),
+    ("ppo/gold_mean", "gold", "hidden gold score of the rollouts; never seen by training"),
+    ("ppo/reward_mean", "score", "score minus the KL penalty, summed over a sequence"),
+    ("ppo/kl_nats", "nats a sequence", "k1 against the reference, summed over a sequence"),
+    ("ppo/kl_coefficient", "score a nat", "weight of the KL penalty in the reward"),
+    ("ppo/entropy_nats", "nats a token", "entropy of the policy at the response tokens"),
+    ("ppo/clip_fraction", "share", "tokens whose ratio was clipped"),
+    ("ppo/approx_kl_nats", "nats a token", "k3 of the new against the old policy"),
+    ("ppo/first_ratio_max_deviation", "", "largest |ratio - 1| before the step's first update"),
+    ("ppo/explained_variance", "", "1 - Var(returns - values) / Var(returns); 1 is perfect"),
+    ("ppo/policy_loss", "", "clipped surrogate, negated"),
+    ("ppo/value_loss", "score squared", "half the (clipped) squared error of the values"),
+    ("ppo/value_clip_fraction", "share", "tokens whose value was clipped"),
+    ("ppo/gradient_norm", "", "global norm of the policy's gradient before clipping"),
+    ("ppo/critic_gradient_norm", "", "global norm of the critic's gradient before clipping"),
+    ("ppo/learning_rate", "", "rate used by the policy's last optimiser step"),
+    ("ppo/critic_learning_rate", "", "rate used by the critic's last optimiser step"),
+    ("ppo/returns_mean", "score", "mean return over response tokens"),
+    ("ppo/response_tokens_mean", "tokens", "length of the rollouts, end-of-turn included"),
+    ("ppo/eos_rate", "share", "rollouts that ended by themselves within the limit"),
+    ("ppo/sampler_gap_max", "nats a token", "largest |sampler's - trainer's log-probability|"),
+    ("ppo/sampler_gap_mean", "nats a token", "mean |sampler's - trainer's log-probability|"),
+    ("ppo/policy_version", "version", "version of the weights that sampled the rollouts"),
+    ("time/start_roles_s", "s", "starting processes and loading models"),
+    ("time/generate_s", "s", "sampling responses"),
+    ("time/score_s", "s", "reward-model scores"),
+    ("time/old_logprobs_s", "s", "log-probabilities by the policy before its update"),
+    ("time/reference_logprobs_s", "s", "log-probabilities by the frozen reference"),
+    ("time/values_s", "s", "values by the critic before its update"),
+    ("time/update_policy_s", "s", "forward, backward and optimiser steps of the policy"),
+    ("time/update_critic_s", "s", "forward, backward and optimiser steps of the critic"),
+    ("time/update_s", "s", "forward, backward and optimiser steps of one step"),
+    ("time/sync_weights_s", "s", "copying the policy's weights to the rollout engines"),
+    ("time/checkpoint_s", "s", "writing a checkpoint"),
+    ("time/step_s", "s", "the whole step"),
+)
+
+METRICS: dict[str, Metric] = {
+    name: Metric(name=name, unit=unit, description=description)
+    for name, unit, description in _TABLE
+}
+
+
+def check_names(metrics: Iterable[str]) -> None:
+    """Refuse metric names that the table does not declare.
+
+    Raises:
+        DataError: names every undeclared metric.
+    """
+    unknown = sorted(set(metrics) - METRICS.keys())
+    if unknown:
+        raise DataError(
+            f"undeclared metric {', '.join(repr(name) for name in unknown)}: a metric needs a "
+            "name, unit and description in alignment/metrics.py before it is recorded"
+        )
