@@ -68,12 +68,12 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _path_where_needed(self) -> "DataConfig":
         if self.source == "starter" and self.path is not None:
-            raise ValueError("`data.path` has no effect with `data.source = \"starter\"`: remove it")
+            raise ValueError('`data.path` has no effect with `data.source = "starter"`: remove it')
         if self.source != "starter" and self.path is None:
-            raise ValueError(f"`data.source = \"{self.source}\"` needs `data.path`")
+            raise ValueError(f'`data.source = "{self.source}"` needs `data.path`')
         if self.source not in ("starter", "hh-rlhf", "parquet"):
             raise ValueError(
-                f"`data.source` is \"{self.source}\"; accepted: starter, hh-rlhf, parquet"
+                f'`data.source` is "{self.source}"; accepted: starter, hh-rlhf, parquet'
             )
         return self
 
@@ -161,7 +161,7 @@ class PreferencesConfig(Settings):
     @model_validator(mode="after")
     def _panel_only_if_used(self) -> "PreferencesConfig":
         if self.source == "panel" and self.panel is None:
-            raise ValueError("`preferences.source = \"panel\"` needs `[preferences.panel]`")
+            raise ValueError('`preferences.source = "panel"` needs `[preferences.panel]`')
         if self.panel and self.source == "panel":
             available = self.panel.labelers + self.panel.spammers
             if available < self.rankings_per_prompt:
@@ -306,8 +306,8 @@ class PipelineConfig(Settings):
         imported = self.preferences.source == "imported"
         if imported and self.data.source == "starter":
             raise ValueError(
-                "`preferences.source = \"imported\"` needs comparisons in the data; "
-                "`data.source = \"starter\"` has none: name a file of pairs or use the panel"
+                '`preferences.source = "imported"` needs comparisons in the data; '
+                '`data.source = "starter"` has none: name a file of pairs or use the panel'
             )
         return self
 
@@ -366,7 +366,9 @@ def _explain(error: ValidationError, where: str) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"- `{key}` is not a setting; accepted beside it: {_siblings(problem['loc'])}")
+            lines.append(
+                f"- `{key}` is not a setting; accepted beside it: {_siblings(problem['loc'])}"
+            )
         elif key:
             seen = "" if isinstance(problem["input"], dict) else f" (seen: {problem['input']!r})"
             lines.append(f"- `{key}`: {problem['msg'].removeprefix('Value error, ')}{seen}")

@@ -16,7 +16,8 @@ class TrainableSpec:
     """A model with an optimiser: `policy` and `sft` are language models, the others value models.
 
     `total_steps` is the number of optimiser steps, over which the learning rate decays.
-    `layers` keeps only the first transformer layers (value models).
+    `layers` keeps only the first transformer layers (value models). `temperature` divides the
+    logits of a language model, so that its log-probabilities are those of the sampler.
     """
 
     name: str
@@ -28,6 +29,7 @@ class TrainableSpec:
     seed: int
     resources: RoleResources = RoleResources()
     layers: int | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class FrozenSpec:
     model_folder: Path
     precision: Precision = "float32"
     tokens_per_microbatch: int = 4096
+    temperature: float = 1.0
     resources: RoleResources = RoleResources()
 
 

@@ -52,9 +52,9 @@ class StepReport:
 
 
 class LogprobModel(Protocol):
-    """A frozen or trained language model that scores given tokens."""
+    """A frozen or trained language model that scores given tokens at its own temperature."""
 
-    def logprobs(self, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:
+    def logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each response token, float32 [B, T], 0 elsewhere."""
         ...
 

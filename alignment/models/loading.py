@@ -1,0 +1,145 @@
+"""Model folders: open them, and name what is wrong with one that cannot be opened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignment.errors import ModelError
+from alignment.models.modules import (
+    VALUE_HEAD_WEIGHTS,
+    LanguageModel,
+    ValueModel,
+    new_value_head,
+    read_value_head,
+)
+from alignment.role_specs import FrozenSpec, TrainableSpec
+
+
+def load_language_model(
+    folder: Path, *, temperature: float = 1.0, gradient_checkpointing: bool = False
+) -> LanguageModel:
+    """The causal language model in `folder`, float32, dropout off.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or damaged.
+    """
+    from transformers import AutoModelForCausalLM
+
+    causal_lm = _from_folder(AutoModelForCausalLM, folder)
+    if gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable()
+    return LanguageModel(causal_lm, temperature=temperature)
+
+
+def load_value_model(
+    folder: Path, *, layers: int | None = None, seed: int = 0, gradient_checkpointing: bool = False
+) -> ValueModel:
+    """A value model: a saved one, or a language model's backbone with a new head.
+
+    Args:
+        folder: a folder written by `ValueModel.save`, or of a causal language model.
+        layers: keep only the first this many transformer layers; all if None.
+        seed: draws the new head; unused for a saved value model.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        ModelError: the folder is unusable, or has fewer layers than asked for.
+    """
+    from transformers import AutoModel
+
+    backbone = _from_folder(AutoModel, folder)
+    if layers is not None:
+        _keep_first_layers(backbone, layers, folder)
+    if gradient_checkpointing:
+        backbone.gradient_checkpointing_enable()
+    hidden_size = int(backbone.config.hidden_size)
+    if (folder / VALUE_HEAD_WEIGHTS).exists():
+        head, mean, scale = read_value_head(folder, hidden_size)
+    else:
+        head, mean, scale = new_value_head(hidden_size, seed=seed), 0.0, 1.0
+    return ValueModel(backbone, head, mean=mean, scale=scale).eval()
+
+
+def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
+    """The module a trainable spec asks for."""
+    load: dict[str, Callable[[], LanguageModel | ValueModel]] = {
+        "language": lambda: load_language_model(
+            spec.model_folder,
+            temperature=spec.temperature,
+            gradient_checkpointing=spec.training.gradient_checkpointing,
+        ),
+        "value": lambda: load_value_model(
+            spec.model_folder,
+            layers=spec.layers,
+            seed=spec.seed,
+            gradient_checkpointing=spec.training.gradient_checkpointing,
+        ),
+    }
+    return load[spec.kind]()
+
+
+def load_frozen_module(spec: FrozenSpec) -> LanguageModel | ValueModel:
+    """The module a frozen spec asks for."""
+    if spec.kind == "language":
+        return load_language_model(spec.model_folder, temperature=spec.temperature)
+    return load_value_model(spec.model_folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model folder.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    _require_folder(folder)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model folder {folder} has no usable tokenizer: {_first_line(error)}; "
+            "it needs tokenizer.json and tokenizer_config.json"
+        ) from error
+
+
+def _from_folder(auto_class: Any, folder: Path) -> Any:
+    _require_folder(folder)
+    try:
+        model = auto_class.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, attention_dropout=0.0
+        )
+    except Exception as error:  # every loader has its own exceptions; all mean the same here
+        raise ModelError(
+            f"model folder {folder} cannot be loaded: {_first_line(error)}; it needs config.json "
+            "and safetensors weights that fit it"
+        ) from error
+    return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
+
+
+def _require_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ModelError(
+            f"model folder {folder} {what}; name a folder written by transformers' save_pretrained"
+        )
+
+
+def _keep_first_layers(backbone: Any, layers: int, folder: Path) -> None:
+    available = len(backbone.layers)
+    if layers > available:
+        raise ModelError(
+            f"`reward_model.layers` is {layers}, but the model in {folder} has {available}; "
+            f"use {available} or fewer, or leave it out for all"
+        )
+    backbone.layers = backbone.layers[:layers]
+    backbone.config.num_hidden_layers = layers
+    if getattr(backbone.config, "layer_types", None):
+        backbone.config.layer_types = backbone.config.layer_types[:layers]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,149 @@
+"""Whole batches through a module, one microbatch at a time.
+
+Used by the in-process roles and by the Ray actors alike, so that both compute the same thing.
+Results come back in the batch's own row order.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from alignment.config import Precision
+from alignment.data.batching import plan_microbatches
+from alignment.experience import BatchT, PreferenceBatch, TokenBatch, select_rows
+from alignment.models.modules import LanguageModel, ValueModel
+from alignment.training.roles import LogprobOutputs, Loss, ValueOutputs
+
+Module = LanguageModel | ValueModel
+Backward = Callable[[Tensor, bool], None]
+"""`backward(loss, is_last_microbatch)`: adds gradients; the flag lets ranks synchronise once."""
+
+
+def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast for `bfloat16`: weights, gradients and optimiser state stay float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def microbatches(batch: BatchT, *, tokens: int) -> list[BatchT]:
+    """The batch cut into pieces of at most `tokens` padded tokens, groups kept whole."""
+    groups = batch.group.tolist() if isinstance(batch, PreferenceBatch) else None
+    lengths = batch.attention_mask.sum(1).tolist()
+    plan = plan_microbatches(lengths, tokens_per_microbatch=tokens, groups=groups)
+    return [select_rows(batch, rows) for rows in plan]
+
+
+def accumulate_gradients(
+    module: torch.nn.Module,
+    pieces: Sequence[TokenBatch],
+    loss: Loss,
+    *,
+    denominator: float,
+    backward: Backward,
+    precision: Precision = "float32",
+    weights: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Back-propagate `sum of loss / denominator` over all microbatches; return metrics likewise.
+
+    `weights` scales single microbatches; a weight of 0 keeps ranks in step without changing the
+    gradient, and such a microbatch is left out of the metrics.
+    """
+    device = next(module.parameters()).device
+    totals: dict[str, float] = {"loss": 0.0}
+    for index, piece in enumerate(pieces):
+        weight = 1.0 if weights is None else weights[index]
+        with arithmetic(precision, device):
+            sums = loss(run(module, piece, device), _to(piece, device))
+        backward(sums.loss * (weight / denominator), index == len(pieces) - 1)
+        if weight == 0.0:
+            continue
+        totals["loss"] += float(sums.loss.detach()) / denominator
+        for name, value in sums.metrics.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach()) / denominator
+    return totals
+
+
+def logprobs_of(
+    module: LanguageModel | torch.nn.Module,
+    batch: TokenBatch,
+    *,
+    tokens: int,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Log-probability of each response token, float32 [B, T] on CPU, 0 elsewhere."""
+    grid = torch.zeros(batch.token_ids.shape)
+    for rows, outputs in _answers(module, batch, tokens, precision):
+        assert isinstance(outputs, LogprobOutputs)
+        _paste(grid, rows, outputs.new_logprobs)
+    return grid
+
+
+def values_of(
+    module: ValueModel | torch.nn.Module,
+    batch: TokenBatch,
+    *,
+    tokens: int,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Value before each response token, float32 [B, T] on CPU, 0 elsewhere."""
+    grid = torch.zeros(batch.token_ids.shape)
+    for rows, outputs in _answers(module, batch, tokens, precision):
+        assert isinstance(outputs, ValueOutputs)
+        _paste(grid, rows, outputs.new_values)
+    return grid
+
+
+def scores_of(
+    module: ValueModel | torch.nn.Module,
+    batch: TokenBatch,
+    *,
+    tokens: int,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Score of each sequence, float32 [B] on CPU."""
+    scores = torch.zeros(len(batch.token_ids))
+    for rows, outputs in _answers(module, batch, tokens, precision):
+        assert isinstance(outputs, ValueOutputs)
+        scores[rows] = outputs.scores.cpu()
+    return scores
+
+
+def run(
+    module: torch.nn.Module, piece: TokenBatch, device: torch.device
+) -> LogprobOutputs | ValueOutputs:
+    """One forward pass. `module` may be a wrapper (a DeepSpeed engine) around one of ours."""
+    inner = getattr(module, "module", module)
+    token_ids, response_mask = piece.token_ids.to(device), piece.response_mask.to(device)
+    if isinstance(inner, ValueModel):
+        values: ValueOutputs = module(token_ids, piece.attention_mask.to(device), response_mask)
+        return values
+    logprobs: LogprobOutputs = module(token_ids, response_mask)
+    return logprobs
+
+
+def _answers(
+    module: torch.nn.Module,
+    batch: TokenBatch,
+    tokens: int,
+    precision: Precision,
+) -> Iterator[tuple[Tensor, LogprobOutputs | ValueOutputs]]:
+    device = next(module.parameters()).device
+    lengths = batch.attention_mask.sum(1).tolist()
+    for rows in plan_microbatches(lengths, tokens_per_microbatch=tokens):
+        with torch.no_grad(), arithmetic(precision, device):
+            yield torch.tensor(rows), run(module, select_rows(batch, rows), device)
+
+
+def _paste(grid: Tensor, rows: Tensor, piece: Tensor) -> None:
+    grid[rows, : piece.shape[1]] = piece.float().cpu()
+
+
+def _to(batch: BatchT, device: torch.device) -> BatchT:
+    if device.type == "cpu":
+        return batch
+    from dataclasses import fields, replace
+
+    return replace(batch, **{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})

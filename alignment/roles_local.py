@@ -1,0 +1,225 @@
+"""Every role in this process: plain torch, no Ray, DeepSpeed or vLLM.
+
+For debugging, unit tests and exact benches. The loops cannot tell these from the Ray actors of
+`alignment.cluster`; both go through the same passes of `alignment.models`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.data.chat import end_of_turn_id
+from alignment.errors import CheckpointError
+from alignment.experience import EncodedPrompt, Rollout, Sampling, TokenBatch, batch_from_rows
+from alignment.models.loading import (
+    load_frozen_module,
+    load_language_model,
+    load_tokenizer,
+    load_trainable_module,
+)
+from alignment.models.modules import LanguageModel, ValueModel
+from alignment.models.optimizer import build_optimizer, build_schedule
+from alignment.models.passes import (
+    accumulate_gradients,
+    logprobs_of,
+    microbatches,
+    scores_of,
+    values_of,
+)
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.training.roles import Loss, StepReport
+
+CHECKPOINT_FILE = "state.pt"
+
+
+class LocalTrainable:
+    """A language or value model with AdamW; satisfies Policy, Critic and RewardModelTrainable."""
+
+    def __init__(self, module: LanguageModel | ValueModel, spec: TrainableSpec) -> None:
+        self.module = module
+        self.spec = spec
+        self.optimizer = build_optimizer(module, spec.optimizer)
+        self.schedule = build_schedule(self.optimizer, spec.optimizer, spec.total_steps)
+
+    def forward_backward(
+        self, batch: TokenBatch, loss: Loss, *, denominator: float
+    ) -> dict[str, float]:
+        """Add the gradient of the whole batch's loss; see `Trainable.forward_backward`."""
+        training = self.spec.training
+        return accumulate_gradients(
+            self.module,
+            microbatches(batch, tokens=training.tokens_per_microbatch),
+            loss,
+            denominator=denominator,
+            backward=lambda total, _last: total.backward(),
+            precision=training.precision,
+        )
+
+    def step(self) -> StepReport:
+        """Clip, update, advance the schedule, clear the gradients."""
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.module.parameters(), self.spec.optimizer.max_gradient_norm
+        )
+        learning_rate = float(self.schedule.get_last_lr()[0])
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport(gradient_norm=float(norm), learning_rate=learning_rate)
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probability of each response token."""
+        return logprobs_of(self.module, batch, **self._limits())
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Value before each response token."""
+        return values_of(self.module, batch, **self._limits())
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Score of each sequence."""
+        return scores_of(self.module, batch, **self._limits())
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights under their published names."""
+        assert isinstance(self.module, LanguageModel)
+        return {name: weight.clone() for name, weight in self.module.named_weights()}
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Weights, optimiser, schedule and torch's random state."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / CHECKPOINT_FILE)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore all of it, or name what is missing."""
+        path = folder / CHECKPOINT_FILE
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {folder} has no {CHECKPOINT_FILE}; delete it")
+        state = torch.load(path, weights_only=True)
+        missing = [n for n in (*self._parts(), "torch_rng") if n not in state]
+        if missing:
+            raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; delete it")
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["torch_rng"])
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as a loadable folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.module.save(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs behind this role."""
+        return {"engine": "torch", "role": self.spec.name}
+
+    def _parts(self) -> dict[str, Any]:
+        return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def _limits(self) -> dict[str, Any]:
+        training = self.spec.training
+        return {"tokens": training.tokens_per_microbatch, "precision": training.precision}
+
+
+class LocalFrozen:
+    """A frozen language model (reference) or value model (reward model)."""
+
+    def __init__(self, module: LanguageModel | ValueModel, spec: FrozenSpec) -> None:
+        self.module = module.requires_grad_(False)
+        self.spec = spec
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probability of each response token."""
+        return logprobs_of(self.module, batch, **self._limits())
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Normalised score of each sequence."""
+        return scores_of(self.module, batch, **self._limits())
+
+    def describe(self) -> dict[str, Any]:
+        """What runs behind this role."""
+        return {"engine": "torch", "role": self.spec.name}
+
+    def _limits(self) -> dict[str, Any]:
+        return {"tokens": self.spec.tokens_per_microbatch, "precision": self.spec.precision}
+
+
+class LocalGenerator:
+    """Samples token by token without a cache: slow, short, and easy to check."""
+
+    def __init__(self, causal_lm: Any, *, end_of_turn: int) -> None:
+        self.causal_lm = causal_lm
+        self.end_of_turn = end_of_turn
+        self.version = 0
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> Rollout:
+        """One response for each prompt, each from its own seeded generator."""
+        pairs = [
+            self._sample(prompt.token_ids, sampling, seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        responses = [tokens for tokens, _ in pairs]
+        batch = batch_from_rows([p.token_ids for p in prompts], responses)
+        sampling_logprobs = torch.zeros(batch.token_ids.shape)
+        sampling_logprobs[batch.response_mask] = torch.tensor(
+            [logprob for _, logprobs in pairs for logprob in logprobs]
+        )
+        return Rollout(
+            token_ids=batch.token_ids,
+            attention_mask=batch.attention_mask,
+            response_mask=batch.response_mask,
+            sampling_logprobs=sampling_logprobs,
+            finished=torch.tensor([tokens[-1] == self.end_of_turn for tokens in responses]),
+            prompt_index=prompt_index(prompts),
+            policy_version=torch.full((len(prompts),), self.version),
+        )
+
+    def load_weights(self, weights: dict[str, Tensor], *, version: int) -> None:
+        """Use these weights from now on."""
+        self.causal_lm.load_state_dict(weights, strict=False)
+        self.causal_lm.tie_weights()
+        self.version = version
+
+    def describe(self) -> dict[str, Any]:
+        """What runs behind this role."""
+        return {"engine": "torch", "role": "generator"}
+
+    def _sample(
+        self, prompt: Sequence[int], sampling: Sampling, seed: int
+    ) -> tuple[list[int], list[float]]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens, logprobs = list(prompt), []
+        for _ in range(sampling.max_response_tokens):
+            with torch.no_grad():
+                logits = self.causal_lm(torch.tensor([tokens])).logits[0, -1].float()
+            distribution = torch.log_softmax(logits / sampling.temperature, dim=-1)
+            token = int(torch.multinomial(distribution.exp(), 1, generator=generator))
+            tokens.append(token)
+            logprobs.append(float(distribution[token]))
+            if token == self.end_of_turn:
+                break
+        return tokens[len(prompt) :], logprobs
+
+
+def prompt_index(prompts: Sequence[EncodedPrompt]) -> Tensor:
+    """Number prompts by first appearance: repeats of one prompt share a number, int64 [B]."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(prompt.id, len(first)) for prompt in prompts])
+
+
+def start_roles(specs: Sequence[RoleSpec]) -> dict[str, Any]:
+    """Start each spec's role in this process and return them by name."""
+    return {spec.name: _start(spec) for spec in specs}
+
+
+def _start(spec: RoleSpec) -> LocalTrainable | LocalFrozen | LocalGenerator:
+    if isinstance(spec, GeneratorSpec):
+        tokenizer = load_tokenizer(spec.model_folder)
+        language_model = load_language_model(spec.model_folder)
+        return LocalGenerator(language_model.causal_lm, end_of_turn=end_of_turn_id(tokenizer))
+    if isinstance(spec, FrozenSpec):
+        return LocalFrozen(load_frozen_module(spec), spec)
+    return LocalTrainable(load_trainable_module(spec), spec)
