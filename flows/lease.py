@@ -1,0 +1,65 @@
+"""One process at a time: an exclusive lease on a stage or on a run.
+
+The lease is an advisory lock on a file, held by an open descriptor. The operating system gives
+it back when its process ends, however it ends, so a killed process never blocks the next one.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alignment.errors import StoreError
+
+
+@contextmanager
+def lease(path: Path, what: str) -> Iterator[None]:
+    """Hold `path` exclusively; `what` names the thing for the message, e.g. "stage ppo".
+
+    Raises:
+        StoreError: another process holds it (names process, host and since when), or the file
+            system cannot lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _lock(descriptor, path, what)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"{what} is being worked on by {_describe(descriptor)}; one process at a time may do "
+            f"that. Wait for it to end, or stop it, and run the same command again ({path})"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be locked ({error.strerror}); keep the store on a file system with "
+            "locks, e.g. a local disk"
+        ) from error
+
+
+def _holder() -> dict[str, str | int]:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def _describe(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        where = "" if holder["host"] == socket.gethostname() else f" on {holder['host']}"
+        return f"process {holder['pid']}{where} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has the lock and is about to write who it is
