@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from alignment.data.chat import EncodedExample
-from alignment.errors import DataError
+from alignment.data.validation import check_record
 from alignment.experience import PreferenceBatch, TokenBatch, batch_from_rows
 from alignment.records import PreferenceGroup, Prompt, Response
 
@@ -83,9 +83,10 @@ def preference_batch(
     nothing is known.
 
     Raises:
-        DataError: a group has no responses, or a comparison names a response outside the group,
-            compares one with itself, or compares a pair twice.
+        DataError: a group or one of its comparisons cannot be used (see `validation`).
     """
+    for group in groups:
+        check_record(group, f"preference group {group.prompt.id}")
     examples = [encode(g.prompt, response) for g in groups for response in g.responses]
     tokens = sft_batch(examples)
     most = max(len(g.responses) for g in groups)
@@ -93,7 +94,6 @@ def preference_batch(
     pair_weight = torch.zeros(len(examples), most)
     offset = 0
     for group in groups:
-        _check_comparisons(group)
         for comparison in group.comparisons:
             first, second = comparison.first, comparison.second
             preference[offset + first, second] = comparison.preference
@@ -132,23 +132,3 @@ def _units(lengths: Sequence[int], groups: Sequence[int] | None) -> list[_Unit]:
         _Unit(tuple(rows), max(lengths[r] for r in rows), sum(lengths[r] for r in rows))
         for rows in members.values()
     ]
-
-
-def _check_comparisons(group: PreferenceGroup) -> None:
-    size = len(group.responses)
-    if not size:
-        raise DataError(f"preference group {group.prompt.id} has no responses: leave it out")
-    seen: set[frozenset[int]] = set()
-    for comparison in group.comparisons:
-        pair = frozenset((comparison.first, comparison.second))
-        if len(pair) != 2 or min(pair) < 0 or max(pair) >= size:
-            raise DataError(
-                f"preference group {group.prompt.id} compares response {comparison.first} with "
-                f"{comparison.second}; accepted: two different places from 0 to {size - 1}"
-            )
-        if pair in seen:
-            raise DataError(
-                f"preference group {group.prompt.id} compares responses {sorted(pair)} twice; "
-                "merge the labels of a pair into one comparison"
-            )
-        seen.add(pair)

@@ -176,7 +176,7 @@ def test_preference_batch_layout_by_hand():
         ([(0, 0)], "compares response 0 with 0"),
         ([(0, 2)], "from 0 to 1"),
         ([(-1, 0)], "compares response -1"),
-        ([(0, 1), (1, 0)], r"\[0, 1\] twice"),
+        ([(0, 1), (1, 0)], r"\[0, 1\] are compared twice"),
     ],
 )
 def test_preference_batch_refuses_impossible_comparisons(comparisons, told):
@@ -187,5 +187,5 @@ def test_preference_batch_refuses_impossible_comparisons(comparisons, told):
 
 
 def test_preference_batch_refuses_a_group_without_responses():
-    with pytest.raises(DataError, match="lonely has no responses"):
+    with pytest.raises(DataError, match="lonely, field responses: no responses"):
         preference_batch([make_group(2), make_group(0, id="lonely")], encode)
