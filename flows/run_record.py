@@ -1,0 +1,223 @@
+"""What is kept of one run, in `runs/<name>/`.
+
+    run.json               resolved configuration, state, and each stage's key and state
+    metrics/<stage>.jsonl  numbers while a stage works
+    summary.json           what the finished run measured (flows/summary.py)
+    error.log              the last failure's traceback
+
+The folder is a view for people and reports: what decides reuse is the store.
+"""
+
+import os
+import shutil
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alignment.config import PipelineConfig
+from alignment.errors import StoreError
+from flows.durable import disk_errors, made_folder, write_json
+from flows.lease import lease
+from flows.manifest import OUTPUTS_FOLDER, Artifact
+from flows.metrics_log import JsonlMetrics
+from flows.waiting import WaitingForPeople
+
+RunState = Literal["running", "done", "failed", "interrupted", "waiting"]
+StageState = Literal["working", "done", "reused"]
+RUN_NAME = "run.json"
+ERROR_LOG_NAME = "error.log"
+METRICS_OUTPUT = "metrics.jsonl"
+"""A stage that commits its metrics under this output name gives them to runs that reuse it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a run was started; none of it changes what is computed.
+
+    `serve_labels` starts the ranking page and waits for people in this process; `command` is
+    the command line as the user typed it, to be shown beside results.
+    """
+
+    serve_labels: bool = False
+    open_browser: bool = True
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """What a finished run leaves: its folder, and its report if it has one."""
+
+    folder: Path
+    report: Path | None = None
+
+
+class StageRecord(BaseModel):
+    """A stage of a run: the key being worked on, and the key under which it last finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: StageState
+    key: str
+    finished_key: str | None = None
+    reason: str = ""
+    seconds: float | None = None
+
+
+class RunFile(BaseModel):
+    """The contents of `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    name: str
+    state: RunState
+    detail: str = ""
+    command: str = ""
+    pid: int
+    host: str
+    started: str
+    ended: str | None = None
+    config: dict[str, Any]
+    stages: dict[str, StageRecord] = {}
+
+
+class RunRecord:
+    """A run's folder while this process works on the run; every change is on disk at once."""
+
+    def __init__(self, folder: Path, file: RunFile) -> None:
+        self.folder = folder
+        self.file = file
+        self._save()
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.file.name
+
+    def finished_key(self, stage: str) -> str | None:
+        """The key under which this run last finished `stage`, in whatever invocation."""
+        record = self.file.stages.get(stage)
+        return record.finished_key if record else None
+
+    def begin_stage(self, stage: str, key: str, reason: str) -> None:
+        """Note that `stage` is being worked on; metrics of another key are dropped."""
+        earlier = self.file.stages.get(stage)
+        if earlier is None or earlier.key != key:
+            self.metrics_path(stage).unlink(missing_ok=True)
+        finished = earlier.finished_key if earlier else None
+        self._set(
+            stage, StageRecord(state="working", key=key, finished_key=finished, reason=reason)
+        )
+
+    def finish_stage(self, artifact: Artifact, *, reused: bool) -> None:
+        """Note that a stage is finished; a reused one brings its metrics along if it has them."""
+        earlier = self.file.stages.get(artifact.stage)
+        self._set(
+            artifact.stage,
+            StageRecord(
+                state="reused" if reused else "done",
+                key=artifact.key,
+                finished_key=artifact.key,
+                reason="reused" if reused or earlier is None else earlier.reason,
+                seconds=artifact.seconds,
+            ),
+        )
+        if reused and METRICS_OUTPUT in artifact.outputs:
+            made_folder(self.folder / "metrics")
+            source = artifact.folder / OUTPUTS_FOLDER / METRICS_OUTPUT
+            shutil.copyfile(source, self.metrics_path(artifact.stage))
+
+    def metrics_path(self, stage: str) -> Path:
+        """Where a stage's metrics lie."""
+        return self.folder / "metrics" / f"{stage}.jsonl"
+
+    def metrics(self, stage: str) -> JsonlMetrics:
+        """A sink for a stage's metrics; goes on where an interrupted attempt stopped."""
+        return JsonlMetrics(self.metrics_path(stage))
+
+    def end(self, state: RunState, detail: str = "") -> None:
+        """Note how the invocation ended."""
+        self.file = self.file.model_copy(update={"state": state, "detail": detail, "ended": _now()})
+        self._save()
+
+    def _set(self, stage: str, record: StageRecord) -> None:
+        self.file = self.file.model_copy(update={"stages": self.file.stages | {stage: record}})
+        self._save()
+
+    def _save(self) -> None:
+        with disk_errors(self.folder):
+            write_json(self.folder / RUN_NAME, self.file.model_dump(mode="json"))
+
+
+@contextmanager
+def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]:
+    """Work on the run that `config` names; its folder tells how the block ended.
+
+    Raises:
+        StoreError: another process works on the same run, or its `run.json` is damaged.
+    """
+    folder = config.run.runs.absolute() / config.run.name
+    with disk_errors(folder):
+        made_folder(folder)
+    with lease(folder / "run.lock", f"run {config.run.name}"):
+        earlier = read_run(folder) if (folder / RUN_NAME).exists() else None
+        record = RunRecord(
+            folder,
+            RunFile(
+                name=config.run.name,
+                state="running",
+                command=options.command,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                started=_now(),
+                config=config.model_dump(mode="json"),
+                stages=earlier.stages if earlier else {},
+            ),
+        )
+        try:
+            yield record
+        except WaitingForPeople as waiting:
+            record.end("waiting", str(waiting))
+            raise
+        except KeyboardInterrupt:
+            record.end("interrupted", "stopped by the user")
+            raise
+        except BaseException as error:
+            log = folder / ERROR_LOG_NAME
+            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            record.end("failed", f"{type(error).__name__}: {error}")
+            raise
+        record.end("done")
+
+
+def read_run(folder: Path) -> RunFile:
+    """The record in a run's folder.
+
+    Raises:
+        StoreError: there is none or it cannot be read.
+    """
+    path = folder / RUN_NAME
+    try:
+        return RunFile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{RUN_NAME}"))
+        raise StoreError(
+            f"there is no run {folder.name!r} in {folder.parent}; runs there: "
+            f"{', '.join(known) or 'none'}"
+        ) from None
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}); delete it and run again, finished stages are "
+            "reused from the store"
+        ) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

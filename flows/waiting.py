@@ -1,0 +1,144 @@
+"""The wait for people: decide whether a round of rankings is complete, and if not, how to wait.
+
+Called in the parent flow's body by a plain function: Prefect can suspend neither a subflow nor
+a run without a deployment. The label store is the truth; it is read again at every call, so a
+run that was stopped, suspended or killed during the wait goes on with the same command.
+"""
+
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from alignment.errors import AlignmentError
+
+
+class RoundStatus(Protocol):
+    """How far a round is."""
+
+    @property
+    def rankings_wanted(self) -> int:
+        """Rankings the round needs."""
+        ...
+
+    @property
+    def rankings_done(self) -> int:
+        """Rankings submitted so far that count towards the need."""
+        ...
+
+    @property
+    def frozen_digest(self) -> str | None:
+        """Digest of the frozen rankings; None while the round is open."""
+        ...
+
+
+class Rounds(Protocol):
+    """What the wait needs of the label store."""
+
+    def progress(self, round_id: str) -> RoundStatus:
+        """How far a round is now."""
+        ...
+
+    def freeze(self, round_id: str) -> str:
+        """Close a round for good and return the digest of its rankings."""
+        ...
+
+
+class WaitingForPeople(AlignmentError):  # noqa: N818 - nothing went wrong
+    """The run stops here until people have ranked; the same command goes on. Exit code 75."""
+
+
+LabelServer = Callable[[], AbstractContextManager[str]]
+"""Starts the ranking page in a process of its own and gives its URL; stops it on leaving."""
+
+ReportRankings = Callable[[int, int], None]
+"""`report(done, wanted)`, e.g. to show progress."""
+
+
+def wait_for_rankings(
+    rounds: Rounds,
+    round_id: str,
+    *,
+    store: str,
+    server: LabelServer | None = None,
+    open_browser: bool = True,
+    announce: Callable[[str], None] = print,
+    report: ReportRankings = lambda done, wanted: None,
+    poll_s: float = 2.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """The digest of a round's frozen rankings, once people have ranked enough.
+
+    A complete round is frozen and returned at once. Otherwise, with `server`, the ranking page
+    is served and this process waits; without it, a Prefect deployment's run suspends itself and
+    any other run stops. `store` is the label store's place as the user would type it.
+
+    Raises:
+        WaitingForPeople: the round is not complete and this process is not to wait; says how
+            many are ranked, where to rank, and that the same command goes on.
+    """
+    digest = _digest_if_complete(rounds, round_id)
+    if digest is not None:
+        return digest
+    if server is not None:
+        with server() as url:
+            _invite(url, announce, open_browser)
+            for status in _statuses(rounds, round_id, poll_s, sleep):
+                report(status.rankings_done, status.rankings_wanted)
+        return rounds.progress(round_id).frozen_digest or rounds.freeze(round_id)
+    _suspend_if_deployed()
+    status = rounds.progress(round_id)
+    raise WaitingForPeople(
+        f"waiting for people: {status.rankings_done} of {status.rankings_wanted} rankings of round "
+        f"{round_id} are in {store}. Rank them with `alignflow label serve --store {store}`, then "
+        "run the same command again: it goes on from here. With --serve-labels it serves the page "
+        "itself and waits"
+    )
+
+
+def _digest_if_complete(rounds: Rounds, round_id: str) -> str | None:
+    status = rounds.progress(round_id)
+    if status.frozen_digest is not None:
+        return status.frozen_digest
+    return rounds.freeze(round_id) if _is_complete(status) else None
+
+
+def _is_complete(status: RoundStatus) -> bool:
+    return status.frozen_digest is not None or status.rankings_done >= status.rankings_wanted
+
+
+def _statuses(
+    rounds: Rounds, round_id: str, poll_s: float, sleep: Callable[[float], None]
+) -> Iterator[RoundStatus]:
+    """The round's status every `poll_s` seconds, the complete one last."""
+    while True:
+        status = rounds.progress(round_id)
+        yield status
+        if _is_complete(status):
+            return
+        sleep(poll_s)
+
+
+def _invite(url: str, announce: Callable[[str], None], open_browser: bool) -> None:
+    announce(f"Rank the responses at {url}. The run goes on by itself when all are ranked.")
+    if open_browser and not webbrowser.open(url):
+        announce("No browser could be opened here: open the address yourself.")
+
+
+def _suspend_if_deployed() -> None:
+    """Suspend this Prefect run if it belongs to a deployment, which can start it again.
+
+    Does not return then: Prefect ends the process and the flow's body later runs from the top.
+    """
+    import prefect.runtime.deployment
+
+    if prefect.runtime.deployment.id is None:
+        return
+    from prefect.flow_runs import suspend_flow_run
+
+    suspend_flow_run(timeout=_SUSPENSION_S, key="rankings")
+
+
+_SUSPENSION_S = 30 * 24 * 3600
+"""Prefect fails a suspended run after this time; 30 days, far beyond a round."""
