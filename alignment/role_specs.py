@@ -10,6 +10,8 @@ from typing import Literal
 
 from alignment.config import OptimizerConfig, Precision, RoleResources, TrainingConfig
 
+ONE_PROCESS = RoleResources()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableSpec:
@@ -27,7 +29,7 @@ class TrainableSpec:
     training: TrainingConfig
     total_steps: int
     seed: int
-    resources: RoleResources = RoleResources()
+    resources: RoleResources = ONE_PROCESS
     layers: int | None = None
     temperature: float = 1.0
 
@@ -42,7 +44,7 @@ class FrozenSpec:
     precision: Precision = "float32"
     tokens_per_microbatch: int = 4096
     temperature: float = 1.0
-    resources: RoleResources = RoleResources()
+    resources: RoleResources = ONE_PROCESS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class GeneratorSpec:
     max_sequence_tokens: int
     max_parallel_sequences: int = 64
     precision: Precision = "float32"
-    resources: RoleResources = RoleResources()
+    resources: RoleResources = ONE_PROCESS
 
 
 RoleSpec = TrainableSpec | FrozenSpec | GeneratorSpec

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignment.objectives.logprobs import hidden_before_tokens, scatter_to_grid, token_logprobs
+from alignment.objectives.logprobs import gather_before, scatter_to_grid, token_logprobs
 from alignment.training.roles import LogprobOutputs, ValueOutputs
 
 VALUE_HEAD_WEIGHTS = "value_head.safetensors"
@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         """Log-probability and entropy of each response token, float32 [B, T], 0 elsewhere."""
         hidden = self.causal_lm.get_decoder()(input_ids=token_ids, use_cache=False)[0]
         logprobs, entropy = token_logprobs(
-            hidden_before_tokens(hidden, response_mask),
+            gather_before(hidden, response_mask),
             self.causal_lm.get_output_embeddings(),
             token_ids[response_mask],
             temperature=self.temperature,

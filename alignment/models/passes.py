@@ -62,8 +62,13 @@ def accumulate_gradients(
             continue
         totals["loss"] += float(sums.loss.detach()) / denominator
         for name, value in sums.metrics.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) / denominator
+            totals[name] = merge_metric(name, totals.get(name, 0.0), float(value.detach()))
     return totals
+
+
+def merge_metric(name: str, so_far: float, new: float) -> float:
+    """Combine a metric over microbatches or ranks: `_max` names by maximum, others by sum."""
+    return max(so_far, new) if name.endswith("_max") else so_far + new
 
 
 def logprobs_of(

@@ -33,7 +33,10 @@ class ValueOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
-    """A microbatch's loss as a sum, not yet divided, and metrics as sums over the same things."""
+    """A microbatch's loss as a sum, not yet divided, and its metrics.
+
+    Metrics are sums too, except those named `..._max`, which are maxima.
+    """
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
@@ -76,8 +79,8 @@ class Trainable(Protocol):
         """Add the gradient of `sum of loss over the whole batch / denominator`.
 
         The role cuts the batch into microbatches and ranks as it likes: the gradient does not
-        depend on it. Returns `loss` and the loss's metrics, each summed over the batch and
-        divided by `denominator`.
+        depend on it. Returns `loss`, summed over the batch and divided by `denominator`, and
+        the loss's metrics, summed over the batch (maximum for names ending in `_max`).
         """
         ...
 
@@ -138,3 +141,14 @@ class MetricSink(Protocol):
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics, names as declared in `alignment.metrics`."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPORoles:
+    """The five models of PPO, wherever they are."""
+
+    policy: Policy
+    critic: Critic
+    reference: LogprobModel
+    reward_model: ScoreModel
+    generator: Generator
