@@ -41,7 +41,8 @@ def ppo_value_loss(
     unclipped = 0.5 * (new_values - returns).square()
     if clip is None:
         return ValueLoss(losses=unclipped, is_clipped=torch.zeros_like(response_mask))
-    clipped_values = old_values + (new_values - old_values).clamp(-clip, clip)
+    # Not old + clamp(new - old): its rounding would count values within the clip as clipped.
+    clipped_values = torch.clamp(new_values, old_values - clip, old_values + clip)
     clipped = 0.5 * (clipped_values - returns).square()
     return ValueLoss(losses=torch.maximum(unclipped, clipped), is_clipped=clipped > unclipped)
 
