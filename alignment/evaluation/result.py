@@ -27,10 +27,13 @@ FEWEST_PROMPTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModelAccuracy:
-    """Against noise-free gold: on all held-out pairs, and on those without a probe."""
+    """Against noise-free gold: on all held-out pairs, and on those without a probe.
 
-    all_pairs: PairAccuracy
-    sampled_pairs: PairAccuracy
+    None where gold tells apart the responses of fewer than two prompts.
+    """
+
+    all_pairs: PairAccuracy | None
+    sampled_pairs: PairAccuracy | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +115,13 @@ def evaluate(
 def _reward_model_accuracy(
     candidates: Sequence[ScoredCandidate], resampling: Resampling
 ) -> RewardModelAccuracy:
+    def accuracy(*, probes: bool) -> PairAccuracy | None:
+        pairs = pairs_by_gold(candidates, probes=probes)
+        enough = len({pair.prompt_id for pair in pairs}) >= FEWEST_PROMPTS
+        return pair_accuracy(pairs, resampling=resampling) if enough else None
+
     return RewardModelAccuracy(
-        all_pairs=pair_accuracy(pairs_by_gold(candidates, probes=True), resampling=resampling),
-        sampled_pairs=pair_accuracy(pairs_by_gold(candidates, probes=False), resampling=resampling),
+        all_pairs=accuracy(probes=True), sampled_pairs=accuracy(probes=False)
     )
 
 

@@ -80,6 +80,17 @@ def test_candidates_of_other_languages_do_not_count():
     assert (english.all_pairs.accuracy.n, english.sampled_pairs.accuracy.n) == (18, 9)
 
 
+def test_candidates_that_gold_hardly_tells_apart_give_no_accuracy():
+    alike = [
+        candidate(p, gold_total=0.5 if k else 0.1, reward_score=float(k), is_probe=k == 0)
+        for p in "pq"
+        for k in range(3)
+    ]
+    accuracy = evaluate(two_prompts(), resampling=RESAMPLING, heldout_candidates=alike).reward_model
+    assert accuracy.sampled_pairs is None
+    assert accuracy.all_pairs.accuracy.value == 1.0
+
+
 def test_a_language_with_one_prompt_is_left_out_and_counted():
     result = evaluate(two_prompts() + chinese("x"), resampling=RESAMPLING)
     assert result.others == {}
