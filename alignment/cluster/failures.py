@@ -1,0 +1,87 @@
+"""What the user sees when an actor fails: its own error, or who died doing what."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.exceptions import RayError, RayTaskError
+
+from alignment.errors import AlignmentError, ClusterError
+
+LOG_LINES = 20
+
+
+def explain_failures(
+    role: str,
+    operation: str,
+    failures: Mapping[int, Exception],
+    *,
+    pids: Mapping[int, int],
+    logs: Path,
+) -> AlignmentError:
+    """The error to raise for the failed ranks of one call.
+
+    When a rank is lost, its peers fail too, with a broken connection. So a rank's own
+    AlignmentError comes first, then a death, then anything else.
+    """
+    rank, error = min(failures.items(), key=lambda item: (_severity(item[1]), item[0]))
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, AlignmentError):
+            return cause
+        return ClusterError(
+            f"{role} rank {rank} failed in {operation}: {type(cause).__name__}: {cause}\n"
+            f"{_own_traceback(error)}"
+        )
+    pid = pids.get(rank)
+    who = f"{role} rank {rank}" + (f" (process {pid})" if pid else "")
+    return ClusterError(
+        f"{who} died in {operation}: {_first_line(error)}\n{log_tail(logs, pid)}"
+        "A stage that was interrupted goes on from its newest checkpoint when run again."
+    )
+
+
+def explain_timeout(
+    role: str,
+    operation: str,
+    waiting: list[int],
+    *,
+    timeout_s: float,
+    setting: str,
+    pids: Mapping[int, int],
+    logs: Path,
+) -> ClusterError:
+    """The error for a call that some ranks did not answer in time."""
+    ranks = ", ".join(f"rank {rank}" for rank in waiting)
+    return ClusterError(
+        f"{role} {ranks} did not answer {operation} within {timeout_s:g} s\n"
+        f"{log_tail(logs, pids.get(waiting[0]))}"
+        f"Raise `cluster.{setting}` if the work really takes longer."
+    )
+
+
+def log_tail(logs: Path, pid: int | None) -> str:
+    """The end of a process's output, if this machine has it; empty otherwise."""
+    if pid is None:
+        return ""
+    lines = []
+    for file in sorted(logs.glob(f"worker-*-{pid}.err")) + sorted(logs.glob(f"worker-*-{pid}.out")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        lines += [line for line in text.splitlines() if line and not line.startswith(":")]
+    if not lines:
+        return ""
+    return f"its log in {logs} ends with:\n" + "\n".join(lines[-LOG_LINES:]) + "\n"
+
+
+def _severity(error: Exception) -> int:
+    if isinstance(error, RayTaskError):
+        return 0 if isinstance(error.cause, AlignmentError) else 2
+    return 1 if isinstance(error, RayError) else 2
+
+
+def _own_traceback(error: RayTaskError) -> str:
+    return "\n".join(str(error.traceback_str).strip().splitlines()[-LOG_LINES:])
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

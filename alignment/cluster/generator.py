@@ -1,0 +1,197 @@
+"""A rollout engine's process: vLLM, token in and token out.
+
+Log-probabilities are vLLM's *processed* ones, at the sampling temperature. After new weights
+arrive, two things that vLLM leaves stale are put right: on CPU, the packed copy of a head that
+is tied to the embeddings; everywhere, the prefix cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.cluster.processes import actor_device, describe_process
+from alignment.cluster.weights import (
+    FolderWeights,
+    PolicyWeights,
+    require_same_shapes,
+    weight_shapes,
+)
+from alignment.config import ClusterConfig
+from alignment.errors import ClusterError, DataError
+from alignment.experience import EncodedPrompt, Sampling
+from alignment.role_specs import GeneratorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedResponse:
+    """One response: tokens (end-of-turn included if finished) and vLLM's log-probabilities."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    policy_version: int
+
+
+class GeneratorActor:
+    """One vLLM engine on no GPU, one, or several (tensor parallel)."""
+
+    def __init__(self, spec: GeneratorSpec, config: ClusterConfig, *, rank: int) -> None:
+        self.spec = spec
+        self.config = config
+        self.rank = rank
+        self._version: int | None = 0
+        self._llm: Any = None
+
+    def start(self) -> None:
+        """Load the model into vLLM."""
+        spec = self.spec
+        self.device = actor_device(spec.name, self.rank, gpus=spec.resources.gpus_per_rank)
+        from alignment.data.chat import end_of_turn_id
+        from alignment.models.loading import load_tokenizer
+
+        self._end_of_turn = end_of_turn_id(load_tokenizer(spec.model_folder))
+        self._shapes = weight_shapes(spec.model_folder)
+        from vllm import LLM
+
+        self._llm = LLM(**engine_arguments(spec, self.config))
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[GeneratedResponse]:
+        """One response a prompt, in order, each drawn with its own seed.
+
+        Raises:
+            DataError: a prompt and its response would not fit the context.
+            ClusterError: an earlier weight update broke off.
+        """
+        version = self._usable_version()
+        self._require_room(prompts, sampling)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            [self._sampling_parameters(sampling, seed) for seed in seeds],
+            use_tqdm=False,
+        )
+        return [_response(output.outputs[0], version) for output in outputs]
+
+    def load_weights(self, weights: PolicyWeights | FolderWeights, version: int) -> None:
+        """Replace the weights and everything computed from the old ones.
+
+        Raises:
+            ModelError: a folder's weights are of another shape; nothing was changed.
+            ClusterError: weights were missing; the engine refuses to generate from then on.
+        """
+        if isinstance(weights, FolderWeights):
+            given = weight_shapes(weights.folder)
+            require_same_shapes(self._shapes, given, source=f"model folder {weights.folder}")
+            pieces: list[Any] = [weights.folder]
+        else:
+            pieces = list(weights.buckets)
+        self._version = None
+        self._llm.start_weight_update()
+        for piece in pieces:
+            self._llm.update_weights({"update_info": {"source": piece}})
+        self._llm.finish_weight_update(weight_version=str(version))
+        if self.device.type == "cpu":
+            self._llm.apply_model(_repack_tied_head)
+        self._llm.reset_prefix_cache()
+        self._version = version
+
+    def describe(self) -> dict[str, Any]:
+        """What runs behind this rank."""
+        facts = {"role": self.spec.name, "rank": self.rank, **describe_process()}
+        if self._llm is None:
+            return facts
+        import vllm
+
+        return {
+            **facts,
+            "engine": type(self._llm.llm_engine).__name__,
+            "vllm": vllm.__version__,
+            "policy_version": self._version,
+            "device": str(self.device),
+        }
+
+    def _usable_version(self) -> int:
+        if self._version is None:
+            raise ClusterError(
+                f"{self.spec.name} rank {self.rank}: the last weight update broke off, so its "
+                "weights are partly old; load weights again or restart the role"
+            )
+        return self._version
+
+    def _require_room(self, prompts: Sequence[EncodedPrompt], sampling: Sampling) -> None:
+        limit = self.spec.max_sequence_tokens
+        for prompt in prompts:
+            wanted = len(prompt.token_ids) + sampling.max_response_tokens
+            if wanted > limit:
+                raise DataError(
+                    f"prompt {prompt.id} has {len(prompt.token_ids)} tokens; with a response of "
+                    f"up to {sampling.max_response_tokens} that is {wanted}, and {self.spec.name} "
+                    f"was started for {limit}; shorten the prompt, or start the role for more"
+                )
+
+    def _sampling_parameters(self, sampling: Sampling, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_response_tokens,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=[self._end_of_turn],
+            ignore_eos=True,
+            detokenize=False,
+        )
+
+
+def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`; nothing that would change what is sampled is left to defaults."""
+    from vllm.config import WeightTransferConfig
+
+    from alignment.cluster import weight_transfer
+
+    weight_transfer.register()
+    arguments: dict[str, Any] = {
+        "model": str(spec.model_folder),
+        "dtype": spec.precision,
+        "max_model_len": spec.max_sequence_tokens,
+        "max_num_seqs": spec.max_parallel_sequences,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # not the folder's: it may set top-p or a penalty
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "weight_transfer_config": WeightTransferConfig(backend=weight_transfer.BACKEND),
+        "disable_log_stats": True,
+        "seed": 0,  # each request has its own
+    }
+    gpus = spec.resources.gpus_per_rank
+    if gpus:
+        return arguments | {
+            "tensor_parallel_size": gpus,
+            "gpu_memory_utilization": config.gpu_memory_fraction,
+        }
+    return arguments | {"enforce_eager": True}
+
+
+def _response(completion: Any, version: int) -> GeneratedResponse:
+    tokens = tuple(completion.token_ids)
+    logprobs = tuple(
+        float(by_token[token].logprob)
+        for token, by_token in zip(tokens, completion.logprobs, strict=True)
+    )
+    return GeneratedResponse(
+        token_ids=tokens,
+        logprobs=logprobs,
+        finished=completion.finish_reason == "stop",
+        policy_version=version,
+    )
+
+
+def _repack_tied_head(model: Any) -> None:
+    """On CPU a linear layer computes with a packed copy, which a reload rebuilds only if the
+    layer has weights of its own; a tied head has none and would stay stale (vLLM 0.32).
+    """
+    head = getattr(model, "lm_head", None)
+    if head is not None:
+        head.quant_method.process_weights_after_loading(head)

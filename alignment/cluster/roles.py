@@ -1,0 +1,171 @@
+"""The roles as a training loop sees them: proxies of actor groups.
+
+They satisfy the protocols of `alignment.training.roles`. Batches are shared among a role's
+ranks here, and the answers put together again in the batch's own row order.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.cluster.generator import GeneratedResponse
+from alignment.cluster.groups import ActorGroup
+from alignment.cluster.shards import merge_grids, merge_rows, merge_sums, shard_batch
+from alignment.cluster.weights import FolderWeights, PolicyWeights
+from alignment.errors import DataError
+from alignment.experience import (
+    EncodedPrompt,
+    Rollout,
+    Sampling,
+    TokenBatch,
+    batch_from_rows,
+)
+from alignment.roles_local import prompt_index
+from alignment.training.roles import Loss, StepReport
+
+
+class RemoteRole:
+    """A role on its actors."""
+
+    def __init__(self, group: ActorGroup) -> None:
+        self.group = group
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What runs behind each rank: process, engine and its version, device, memory."""
+        described: list[dict[str, Any]] = self.group.call("describe")
+        return described
+
+    def _grids(self, operation: str, batch: TokenBatch) -> Tensor:
+        shards = shard_batch(batch, len(self.group))
+        answers = self.group.call_each(operation, [(shard,) for shard in shards])
+        return merge_grids(batch, shards, answers)
+
+    def _rows(self, operation: str, batch: TokenBatch) -> Tensor:
+        shards = shard_batch(batch, len(self.group))
+        answers = self.group.call_each(operation, [(shard,) for shard in shards])
+        return merge_rows(batch, shards, answers)
+
+
+class RemoteTrainable(RemoteRole):
+    """A model with an optimiser, on DeepSpeed."""
+
+    def forward_backward(
+        self, batch: TokenBatch, loss: Loss, *, denominator: float
+    ) -> dict[str, float]:
+        """Add the gradient of the whole batch's loss; see `Trainable.forward_backward`."""
+        shards = shard_batch(batch, len(self.group))
+        return merge_sums(
+            self.group.call_each(
+                "forward_backward", [(shard, loss, denominator) for shard in shards]
+            )
+        )
+
+    def step(self) -> StepReport:
+        """Clip, update the weights, advance the schedule, clear the gradients."""
+        report: StepReport = self.group.call("step")[0]
+        return report
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write weights, optimiser, schedule and random states of every rank."""
+        self.group.call("save_checkpoint", folder.absolute())
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore all of it; CheckpointError names a missing part."""
+        self.group.call("load_checkpoint", folder.absolute())
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as a loadable folder."""
+        self.group.call("export", folder.absolute())
+
+
+class RemotePolicy(RemoteTrainable):
+    """The language model being trained."""
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probability of each response token, float32 [B, T]."""
+        return self._grids("logprobs", batch)
+
+    def weights(self) -> PolicyWeights:
+        """The current weights in Ray's object store, for `RemoteGenerator.load_weights`."""
+        return PolicyWeights(buckets=tuple(self.group.call("weight_buckets")[0]))
+
+
+class RemoteValueTrainable(RemoteTrainable):
+    """The critic, or the reward model while it is being trained."""
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """Value before each response token, float32 [B, T]."""
+        return self._grids("values", batch)
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Score of each sequence, float32 [B]."""
+        return self._rows("scores", batch)
+
+
+class RemoteReference(RemoteRole):
+    """A frozen language model."""
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probability of each response token, float32 [B, T]."""
+        return self._grids("logprobs", batch)
+
+
+class RemoteRewardModel(RemoteRole):
+    """A frozen reward model."""
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Normalised score of each sequence, float32 [B]."""
+        return self._rows("scores", batch)
+
+
+class RemoteGenerator(RemoteRole):
+    """Rollout engines, on vLLM."""
+
+    def generate(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> Rollout:
+        """One response for each prompt in the order given (repeat a prompt for K samples).
+
+        Raises:
+            DataError: no prompts, a seed too few or too many, or a prompt too long.
+        """
+        if not prompts or len(prompts) != len(seeds):
+            raise DataError(f"got {len(prompts)} prompts and {len(seeds)} seeds; give one a prompt")
+        spans = _contiguous_spans(len(prompts), len(self.group))
+        answers = self.group.call_each(
+            "generate",
+            [(list(prompts[span]), sampling, list(seeds[span])) for span in spans],
+        )
+        return _rollout(prompts, [response for answer in answers for response in answer])
+
+    def load_weights(self, weights: PolicyWeights | FolderWeights, *, version: int) -> None:
+        """Use these weights from now on and stamp later rollouts with `version`."""
+        self.group.call("load_weights", weights, version)
+
+
+def _contiguous_spans(items: int, parts: int) -> list[slice]:
+    """Consecutive spans of nearly equal size; none is empty."""
+    parts = min(items, parts)
+    bounds = [items * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(bounds)]
+
+
+def _rollout(prompts: Sequence[EncodedPrompt], responses: Sequence[GeneratedResponse]) -> Rollout:
+    batch = batch_from_rows([p.token_ids for p in prompts], [r.token_ids for r in responses])
+    sampling_logprobs = torch.zeros(batch.token_ids.shape)
+    sampling_logprobs[batch.response_mask] = torch.tensor(
+        [logprob for response in responses for logprob in response.logprobs]
+    )
+    return Rollout(
+        token_ids=batch.token_ids,
+        attention_mask=batch.attention_mask,
+        response_mask=batch.response_mask,
+        sampling_logprobs=sampling_logprobs,
+        finished=torch.tensor([response.finished for response in responses]),
+        prompt_index=prompt_index(prompts),
+        policy_version=torch.tensor([response.policy_version for response in responses]),
+    )

@@ -1,0 +1,161 @@
+"""A cluster for the length of one stage: start roles on it, and leave nothing behind."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from alignment.cluster.frozen import FrozenActor
+from alignment.cluster.generator import GeneratorActor
+from alignment.cluster.groups import ActorGroup, Call
+from alignment.cluster.placement import (
+    ReservedPlacement,
+    cluster_nodes,
+    plan_placement,
+    reserve_placement,
+)
+from alignment.cluster.processes import EngineName, actor_environment
+from alignment.cluster.roles import (
+    RemoteGenerator,
+    RemotePolicy,
+    RemoteReference,
+    RemoteRewardModel,
+    RemoteRole,
+    RemoteValueTrainable,
+)
+from alignment.cluster.runtime import ray_runtime
+from alignment.cluster.trainable import TrainableActor
+from alignment.config import ClusterConfig
+from alignment.errors import ClusterError
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+
+
+class Cluster:
+    """Roles on Ray actors. Use `Cluster.open`; roles live until it closes or they are stopped."""
+
+    def __init__(self, config: ClusterConfig, *, logs: Path) -> None:
+        self.config = config
+        self.logs = logs
+        self._roles: dict[str, RemoteRole] = {}
+        self._reserved: list[tuple[ReservedPlacement, set[str]]] = []
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: ClusterConfig, *, log_folder: Path) -> Iterator["Cluster"]:
+        """A private Ray, or the one at `config.address`, and on exit nothing of ours left on it.
+
+        Args:
+            config: the `[cluster]` settings.
+            log_folder: gets a folder `ray` with every actor's output (private Ray only).
+        """
+        with ray_runtime(config, log_folder=log_folder) as logs:
+            cluster = cls(config, logs=logs)
+            try:
+                yield cluster
+            finally:
+                cluster.stop_roles(list(cluster._roles))
+
+    def start_roles(self, specs: Sequence[RoleSpec]) -> dict[str, Any]:
+        """Start roles side by side and wait until all are ready; returns them by name.
+
+        Raises:
+            ClusterError: they do not fit, or one does not start within `start_timeout_s`.
+            AlignmentError: what a role itself had to say, e.g. ModelError for its folder.
+        """
+        taken = [spec.name for spec in specs if spec.name in self._roles]
+        if taken:
+            raise ClusterError(f"role {taken[0]} is running already; stop it first")
+        placement = plan_placement(specs, cluster_nodes())
+        reserved = reserve_placement(placement, timeout_s=self.config.start_timeout_s)
+        groups: dict[str, ActorGroup] = {}
+        try:
+            for spec in specs:
+                groups[spec.name] = self._create_actors(spec, reserved)
+            self._start_engines(specs, groups)
+        except BaseException:
+            for group in groups.values():
+                group.end("a role did not start")
+            reserved.release()
+            raise
+        started = {spec.name: _proxy(spec, groups[spec.name]) for spec in specs}
+        self._roles |= started
+        self._reserved.append((reserved, set(started)))
+        return dict(started)
+
+    def stop_roles(self, names: Iterable[str]) -> None:
+        """End roles and give their processors back (together: when all started with them end)."""
+        for name in names:
+            self._roles.pop(name).group.end("the role was stopped")
+        for reserved, alive in list(self._reserved):
+            alive &= set(self._roles)
+            if not alive:
+                reserved.release()
+                self._reserved.remove((reserved, alive))
+
+    def _create_actors(self, spec: RoleSpec, reserved: ReservedPlacement) -> ActorGroup:
+        gpus = spec.resources.gpus_per_rank
+        environment = actor_environment(self.config, _engine_of(spec), gpus=gpus)
+        actors = [
+            ray.remote(_actor_class(spec))
+            .options(
+                **options,
+                name=None,
+                max_restarts=0,
+                max_task_retries=0,
+                runtime_env={"env_vars": environment},
+            )
+            .remote(*self._actor_arguments(spec), rank=rank)
+            for rank, options in enumerate(reserved.actor_options(spec.name))
+        ]
+        return ActorGroup(
+            spec.name, actors, call_timeout_s=self.config.call_timeout_s, logs=self.logs
+        )
+
+    def _actor_arguments(self, spec: RoleSpec) -> tuple[Any, ...]:
+        if isinstance(spec, GeneratorSpec):
+            return spec, self.config
+        if isinstance(spec, TrainableSpec):
+            return spec, self.config.call_timeout_s
+        return (spec,)
+
+    def _start_engines(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> None:
+        """All at once: the slowest role decides how long it takes."""
+        limit = self.config.start_timeout_s
+        for group in groups.values():
+            group.remember_processes(timeout_s=limit)
+        calls: dict[str, Call] = {}
+        meeting: dict[str, Call] = {
+            spec.name: groups[spec.name].submit("open_meeting_point", [()])
+            for spec in specs
+            if isinstance(spec, TrainableSpec)
+        }
+        for spec in specs:
+            group = groups[spec.name]
+            arguments: tuple[Any, ...] = ()
+            if spec.name in meeting:
+                arguments = (group.wait(meeting[spec.name], timeout_s=limit)[0],)
+            calls[spec.name] = group.submit("start", [arguments] * len(group))
+        for name, call in calls.items():
+            groups[name].wait(call, timeout_s=limit)
+
+
+def _actor_class(spec: RoleSpec) -> type[Any]:
+    if isinstance(spec, TrainableSpec):
+        return TrainableActor
+    return FrozenActor if isinstance(spec, FrozenSpec) else GeneratorActor
+
+
+def _engine_of(spec: RoleSpec) -> EngineName:
+    if isinstance(spec, TrainableSpec):
+        return "deepspeed"
+    return "torch" if isinstance(spec, FrozenSpec) else "vllm"
+
+
+def _proxy(spec: RoleSpec, group: ActorGroup) -> RemoteRole:
+    if isinstance(spec, GeneratorSpec):
+        return RemoteGenerator(group)
+    if isinstance(spec, FrozenSpec):
+        return RemoteReference(group) if spec.kind == "language" else RemoteRewardModel(group)
+    return RemotePolicy(group) if spec.kind == "language" else RemoteValueTrainable(group)

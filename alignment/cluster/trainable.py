@@ -1,0 +1,186 @@
+"""A trained model's rank: one process of a DeepSpeed engine.
+
+Every method is called on all ranks of the role at once, because most contain collectives.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.cluster.deepspeed_engine import (
+    ClipAndReport,
+    EngineModule,
+    gathered_parameters,
+    start_engine,
+)
+from alignment.cluster.engine_checkpoint import load_engine_checkpoint, save_engine_checkpoint
+from alignment.cluster.process_group import (
+    join_store,
+    largest_over_ranks,
+    open_store,
+    start_process_group,
+)
+from alignment.cluster.processes import actor_device, describe_process
+from alignment.cluster.shards import Shard
+from alignment.cluster.weights import WeightBucket, put_in_buckets
+from alignment.errors import NumericsError
+from alignment.experience import TokenBatch, select_rows
+from alignment.models.loading import load_trainable_module
+from alignment.models.modules import LanguageModel
+from alignment.models.passes import (
+    Module,
+    accumulate_gradients,
+    logprobs_of,
+    microbatches,
+    run,
+    scores_of,
+    values_of,
+)
+from alignment.role_specs import TrainableSpec
+from alignment.training.roles import Loss, StepReport
+
+
+class TrainableActor:
+    """One rank of a language or value model with an optimiser."""
+
+    def __init__(self, spec: TrainableSpec, timeout_s: float, *, rank: int) -> None:
+        self.spec = spec
+        self.rank = rank
+        self.num_ranks = spec.resources.ranks
+        self._timeout_s = timeout_s
+        self._store: Any = None
+        self._engine: Any = None
+        self._clip: ClipAndReport | None = None
+
+    def open_meeting_point(self) -> tuple[str, int]:
+        """Rank 0 only: host and port where the other ranks join."""
+        from ray.util import get_node_ip_address
+
+        host: str = get_node_ip_address()
+        self._store = open_store(host, self.num_ranks, timeout_s=self._timeout_s)
+        return host, self._store.port
+
+    def start(self, meeting_point: tuple[str, int]) -> None:
+        """Join the other ranks, load the model, start the engine."""
+        spec = self.spec
+        self.device = actor_device(spec.name, self.rank, gpus=spec.resources.gpus_per_rank)
+        if self._store is None:
+            self._store = join_store(*meeting_point, self.num_ranks, timeout_s=self._timeout_s)
+        start_process_group(
+            self._store,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            device=self.device,
+            timeout_s=self._timeout_s,
+        )
+        torch.manual_seed(spec.seed + self.rank)
+        self._own: Module = load_trainable_module(spec).to(self.device)
+        self._engine, self._clip = start_engine(self._own, spec)
+        self._module = EngineModule(self._engine, self._own)
+
+    def forward_backward(self, shard: Shard, loss: Loss, denominator: float) -> dict[str, float]:
+        """Add this rank's part of the gradient; see `alignment.training.roles.Trainable`."""
+        pieces = microbatches(shard.batch, tokens=self.spec.training.tokens_per_microbatch)
+        weights = [shard.weight] * len(pieces)
+        # ZeRO 2 and 3 communicate in every microbatch, so all ranks need equally many.
+        padding = largest_over_ranks(len(pieces), self.device) - len(pieces)
+        return accumulate_gradients(
+            self._module,
+            pieces + [pieces[-1]] * padding,
+            loss,
+            denominator=denominator,
+            # DeepSpeed will divide by the number of ranks: see deepspeed_engine.
+            backward=lambda total, _last: self._engine.backward(total * self.num_ranks),
+            weights=weights + [0.0] * padding,
+        )
+
+    def step(self) -> StepReport:
+        """Clip, update the weights, advance the schedule, clear the gradients.
+
+        Raises:
+            NumericsError: the gradient is not finite; the weights are as before.
+        """
+        learning_rate = float(self._engine.get_lr()[0])
+        self._engine.step()
+        norm = float(self._clip.norm if self._clip else self._engine.get_global_grad_norm())
+        if not math.isfinite(norm) or not self._engine.was_step_applied():
+            raise NumericsError(
+                f"{self.spec.name}: the gradient norm is {norm} at optimiser step "
+                f"{self._engine.global_steps}; the weights are as before. Lower the learning "
+                "rate, or look at the last batch"
+            )
+        return StepReport(gradient_norm=norm, learning_rate=learning_rate)
+
+    def logprobs(self, shard: Shard) -> Tensor:
+        """Log-probability of each response token, float32 [b, t]."""
+        self._keep_in_step(shard.batch)
+        return logprobs_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+
+    def values(self, shard: Shard) -> Tensor:
+        """Value before each response token, float32 [b, t]."""
+        self._keep_in_step(shard.batch)
+        return values_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+
+    def scores(self, shard: Shard) -> Tensor:
+        """Score of each sequence, float32 [b]."""
+        self._keep_in_step(shard.batch)
+        return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+
+    def weight_buckets(self) -> list[WeightBucket]:
+        """Rank 0: the weights under their published names, in Ray's object store."""
+        assert isinstance(self._own, LanguageModel)
+        parameters = dict(self._own.causal_lm.named_parameters())
+        names = [name for name, _ in self._own.named_weights()]
+        return put_in_buckets(
+            ((name, parameters[name]) for name in names),
+            gather=gathered_parameters,
+            keep=self.rank == 0,
+        )
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Weights, optimiser, schedule and random states of this rank."""
+        save_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore all of it; CheckpointError names a missing part."""
+        load_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
+
+    def export(self, folder: Path) -> None:
+        """Rank 0 writes the weights as a loadable folder."""
+        with gathered_parameters(list(self._own.parameters())):
+            if self.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._own.save(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs behind this rank."""
+        facts = {"role": self.spec.name, "rank": self.rank, **describe_process()}
+        if self._engine is None:
+            return facts
+        import deepspeed
+
+        return {
+            **facts,
+            "engine": type(self._engine).__name__,
+            "optimizer": type(self._engine.optimizer).__name__,
+            "deepspeed": deepspeed.__version__,
+            "steps": self._engine.global_steps,
+            "device": str(self.device),
+        }
+
+    @property
+    def _microbatch_tokens(self) -> int:
+        return self.spec.training.tokens_per_microbatch
+
+    def _keep_in_step(self, batch: TokenBatch) -> None:
+        """ZeRO 3 gathers weights in every forward pass: run as many as the busiest rank."""
+        if self.spec.training.zero_stage < 3 or self.num_ranks == 1:
+            return
+        own = len(microbatches(batch, tokens=self._microbatch_tokens))
+        shortest = select_rows(batch, [int(batch.attention_mask.sum(1).argmin())])
+        for _ in range(largest_over_ranks(own, self.device) - own):
+            with torch.no_grad():
+                run(self._module, shortest, self.device)

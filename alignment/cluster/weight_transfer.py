@@ -1,0 +1,81 @@
+"""vLLM's receiving end for weights from Ray's object store or a folder.
+
+vLLM 0.32 ships receivers for CUDA only (nccl, ipc). This one is registered beside them and
+goes through the same official calls: start_weight_update, update_weights (one a bucket),
+finish_weight_update.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from alignment.cluster.weights import WeightBucket, read_bucket, read_folder
+from alignment.errors import ClusterError
+
+BACKEND = "alignflow_object_store"
+
+
+@dataclass
+class StoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: the references travel with each update."""
+
+
+@dataclass
+class StoreUpdateInfo(WeightTransferUpdateInfo):
+    """Where one piece of the weights is: a bucket in Ray's object store, or a folder."""
+
+    source: WeightBucket | Path
+
+
+class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
+    """Reads weights that are already on this machine; refuses to finish if any is missing."""
+
+    init_info_cls = StoreInitInfo
+    update_info_cls = StoreUpdateInfo
+
+    def init_transfer_engine(self, init_info: StoreInitInfo) -> None:
+        """No connection to make."""
+
+    def start_weight_update(self) -> None:
+        """Let every layer wait for its new weights."""
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        self._loaded: set[str] = set()
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: StoreUpdateInfo) -> None:
+        """Load one piece."""
+        source = update_info.source
+        pairs: Iterable[tuple[str, Tensor]]
+        pairs = read_folder(source) if isinstance(source, Path) else read_bucket(source)
+        self._loaded |= self.model.load_weights(pairs)
+
+    def finish_weight_update(self) -> None:
+        """Repack every layer for its kernels.
+
+        Raises:
+            ClusterError: some weights never came. vLLM alone would only log it.
+        """
+        finalize_layerwise_reload(self.model, self.model_config)
+        missing = sorted(self._expected - self._loaded)
+        if missing:
+            raise ClusterError(
+                f"the weight update left out {len(missing)} of the rollout engine's parameters, "
+                f"{missing[0]} first; the engine must not be used"
+            )
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def register() -> None:
+    """Make the backend known to vLLM in this process; again is harmless."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)

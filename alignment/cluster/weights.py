@@ -1,0 +1,166 @@
+"""Weights on their way from a trained policy, or a folder, to the rollout engines."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from alignment.errors import ModelError
+
+BUCKET_BYTES = 256 * 2**20
+"""Weights travel in pieces of about this size, so that no second whole copy is needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBucket:
+    """Some weights as one object in Ray's store: `{name: (dtype name, array)}`."""
+
+    reference: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyWeights:
+    """A policy's weights at one moment; they are freed when this handle is dropped."""
+
+    buckets: tuple[WeightBucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderWeights:
+    """The weights in a model folder that every rollout engine's machine can read."""
+
+    folder: Path
+
+
+def weights_from_folder(folder: Path) -> FolderWeights:
+    """Weights a generator can load instead of a policy's, to switch models without a restart.
+
+    Raises:
+        ModelError: the folder holds no safetensors weights.
+    """
+    safetensors_files(folder)
+    return FolderWeights(folder=folder)
+
+
+def put_in_buckets(
+    parameters: Iterable[tuple[str, Tensor]],
+    *,
+    gather: Callable[[list[Tensor]], AbstractContextManager[None]],
+    keep: bool,
+) -> list[WeightBucket]:
+    """Copy named parameters into Ray's object store, bucket by bucket.
+
+    Every rank calls it, because `gather` (which makes sharded parameters whole) is a collective;
+    only the rank that `keep`s gets buckets.
+    """
+    buckets = []
+    for named in _in_buckets(parameters):
+        with gather([parameter for _, parameter in named]):
+            if keep:
+                arrays = {name: _to_array(parameter) for name, parameter in named}
+                buckets.append(WeightBucket(reference=ray.put(arrays)))
+    return buckets
+
+
+def read_bucket(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a bucket. They share the store's memory: read them, never write."""
+    for name, (dtype, array) in ray.get(bucket.reference).items():
+        yield name, _from_array(dtype, array)
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model folder under their published names."""
+    from safetensors import safe_open
+
+    for file in safetensors_files(folder):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (not a dict)
+                yield name, weights.get_tensor(name)
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight in a model folder, without reading the weights."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in safetensors_files(folder):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (not a dict)
+                shapes[name] = tuple(weights.get_slice(name).get_shape())
+    return shapes
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """Weight files of a model folder, sharded or not; ModelError if there is none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    files = [folder / name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"model folder {folder} lacks {', '.join(missing)}; name a folder with safetensors "
+            "weights"
+        )
+    return files
+
+
+def require_same_shapes(
+    wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]], *, source: str
+) -> None:
+    """Refuse weights of another model before anything is overwritten.
+
+    Raises:
+        ModelError: names the first weight that is missing, unknown or of another shape.
+    """
+    for name in chain(wanted, given):
+        if wanted.get(name) != given.get(name):
+            raise ModelError(
+                f"{source} does not fit the running rollout engine: weight {name} is "
+                f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the "
+                "engine; start a generator on that folder instead"
+            )
+
+
+def _in_buckets(
+    parameters: Iterable[tuple[str, Tensor]],
+) -> Iterator[list[tuple[str, Tensor]]]:
+    bucket: list[tuple[str, Tensor]] = []
+    filled = 0
+    for name, parameter in parameters:
+        size = whole_shape_numel(parameter) * parameter.element_size()
+        if bucket and filled + size > BUCKET_BYTES:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append((name, parameter))
+        filled += size
+    if bucket:
+        yield bucket
+
+
+def whole_shape_numel(parameter: Tensor) -> int:
+    """Number of elements, also of a parameter that ZeRO 3 has sharded (locally empty)."""
+    shape: Sequence[int] = getattr(parameter, "ds_shape", parameter.shape)
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _to_array(parameter: Tensor) -> tuple[str, np.ndarray[Any, Any]]:
+    tensor = parameter.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16
+        return "bfloat16", tensor.view(torch.int16).numpy()
+    return "float32", tensor.float().numpy()
+
+
+def _from_array(dtype: str, array: np.ndarray[Any, Any]) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
