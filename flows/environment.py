@@ -22,7 +22,7 @@ NO_TELEMETRY: Mapping[str, str] = {
 
 QUIET: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",  # tokenizers warn when their process forks
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # it logs each error with traceback, then raises it
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }

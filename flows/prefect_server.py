@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alignment.errors import StoreError
-from flows.durable import made_folder
+from flows.durable import disk_errors, made_folder
 
 START_TIMEOUT_S = 180.0
 """A new database is migrated step by step, which a busy machine may take a minute for."""
@@ -34,8 +34,9 @@ class PrivateServer:
     """A Prefect server process that is starting or running; `url` is known at once."""
 
     def __init__(self, home: Path) -> None:
-        made_folder(home)
-        _copy_prepared_database(home)
+        with disk_errors(home):
+            made_folder(home)
+            _copy_prepared_database(home)
         self._log = home / "server.log"
         with socket.create_server(("127.0.0.1", 0)) as listener, self._log.open("wb") as log:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -105,6 +106,18 @@ def prefect_api(home: Path) -> Iterator[PrivateServer | None]:
     finally:
         del os.environ["PREFECT_API_URL"]
         server.stop()
+
+
+@contextlib.contextmanager
+def without_heartbeats() -> Iterator[None]:
+    """No heartbeats of flow runs while the block lasts: each costs its flow up to a second.
+
+    They tell a server that outlives the run that the run has died; a private one does not.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def serve(descriptor: int, parent: int) -> None:

@@ -84,6 +84,8 @@ class RunFile(BaseModel):
     host: str
     started: str
     ended: str | None = None
+    store: str
+    """Folder of the artifact store."""
     config: dict[str, Any]
     stages: dict[str, StageRecord] = {}
 
@@ -177,6 +179,7 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
                 pid=os.getpid(),
                 host=socket.gethostname(),
                 started=_now(),
+                store=str(config.run.store.absolute()),
                 config=config.model_dump(mode="json"),
                 stages=earlier.stages if earlier else {},
             ),

@@ -8,8 +8,9 @@ run that was stopped, suspended or killed during the wait goes on with the same 
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+from uuid import uuid4
 
 from alignment.errors import AlignmentError
 
@@ -71,8 +72,8 @@ def wait_for_rankings(
     """The digest of a round's frozen rankings, once people have ranked enough.
 
     A complete round is frozen and returned at once. Otherwise, with `server`, the ranking page
-    is served and this process waits; without it, a Prefect deployment's run suspends itself and
-    any other run stops. `store` is the label store's place as the user would type it.
+    is served and this process waits; without it, the run stops here. `store` is the artifact
+    store as the user would type it.
 
     Raises:
         WaitingForPeople: the round is not complete and this process is not to wait; says how
@@ -87,7 +88,6 @@ def wait_for_rankings(
             for status in _statuses(rounds, round_id, poll_s, sleep):
                 report(status.rankings_done, status.rankings_wanted)
         return rounds.progress(round_id).frozen_digest or rounds.freeze(round_id)
-    _suspend_if_deployed()
     status = rounds.progress(round_id)
     raise WaitingForPeople(
         f"waiting for people: {status.rankings_done} of {status.rankings_wanted} rankings of round "
@@ -126,18 +126,25 @@ def _invite(url: str, announce: Callable[[str], None], open_browser: bool) -> No
         announce("No browser could be opened here: open the address yourself.")
 
 
-def _suspend_if_deployed() -> None:
-    """Suspend this Prefect run if it belongs to a deployment, which can start it again.
+@contextmanager
+def suspended_while_people_rank() -> Iterator[None]:
+    """Around the parent flow's whole body: suspend the run where Prefect can start it again.
 
-    Does not return then: Prefect ends the process and the flow's body later runs from the top.
+    A run of a deployment becomes Suspended and its process ends; resuming it runs the body from
+    the top, which reuses every finished stage. Any other run ends with WaitingForPeople.
+    Outermost, so that leases, engines and the run's record are closed before the process ends.
     """
-    import prefect.runtime.deployment
+    try:
+        yield
+    except WaitingForPeople:
+        import prefect.runtime.deployment
 
-    if prefect.runtime.deployment.id is None:
-        return
-    from prefect.flow_runs import suspend_flow_run
+        if prefect.runtime.deployment.id is not None:
+            from prefect.flow_runs import suspend_flow_run
 
-    suspend_flow_run(timeout=_SUSPENSION_S, key="rankings")
+            # A new key each time: a run that is resumed too early must suspend again.
+            suspend_flow_run(timeout=_SUSPENSION_S, key=f"rankings-{uuid4()}")
+        raise
 
 
 _SUSPENSION_S = 30 * 24 * 3600

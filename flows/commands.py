@@ -1,0 +1,169 @@
+"""What the commands of `alignflow` do; each loads its own needs when it runs."""
+
+import contextlib
+import json
+import signal
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from alignment.config import DataConfig, PipelineConfig, load_config
+from alignment.errors import DataError, StoreError
+from flows.environment import prepare_environment
+from flows.exit_codes import FAILED
+from flows.prefect_server import prefect_api, without_heartbeats
+from flows.run_record import RunOptions, RunOutcome, read_run
+from flows.shipped_configs import config_path
+from flows.summary import SUMMARY_NAME, read_summary
+
+REPORT_NAME = "report.html"
+
+
+def run(arguments: Namespace) -> int:
+    """Run the pipeline in this process; fails if one of the run's own checks does."""
+    overrides = list(arguments.overrides)
+    if arguments.run is not None:
+        overrides.append(f"run.name={json.dumps(arguments.run)}")
+    config = load_config([config_path(name) for name in arguments.configs], overrides)
+    options = RunOptions(
+        serve_labels=arguments.serve_labels,
+        open_browser=not arguments.no_browser,
+        command=arguments.command_line,
+    )
+    with _termination_as_interrupt():
+        outcome = _run_flow(config, options)
+    return _tell_outcome(outcome)
+
+
+def show_config(arguments: Namespace) -> int:
+    """Print resolved settings and derived sizes."""
+    from flows.derived_sizes import derived_sizes
+    from flows.toml_text import toml_text
+
+    config = load_config([config_path(name) for name in arguments.configs], arguments.overrides)
+    print(toml_text(config))
+    for name, value in derived_sizes(config):
+        print(f"# {name}: {value}")
+    return 0
+
+
+def report(arguments: Namespace) -> int:
+    """Print a finished run's results."""
+    from rich.console import Console
+
+    from flows.results import print_results
+
+    folder = _run_folder(arguments)
+    summary = read_summary(folder)
+    if arguments.json:
+        print(summary.model_dump_json(indent=2))
+        return 0
+    page = folder / REPORT_NAME
+    print_results(Console(highlight=False), summary, page if page.exists() else None)
+    return 0
+
+
+def show_lineage(arguments: Namespace) -> int:
+    """Print what a run's results were made of."""
+    from flows.lineage import render_text, run_lineage
+    from flows.store import ArtifactStore
+
+    folder = _run_folder(arguments)
+    nodes = run_lineage(ArtifactStore(Path(read_run(folder).store)), folder)
+    if not nodes:
+        raise StoreError(f"run {folder.name} has no finished stage in the store yet")
+    if arguments.json:
+        print(json.dumps([node.as_json() for node in nodes], indent=2, ensure_ascii=False))
+    else:
+        print(render_text(nodes))
+    return 0
+
+
+def import_data(arguments: Namespace) -> int:
+    """Write checked tables into a new folder, whole or not at all."""
+    from alignment.data.importing import REFUSED_FILE, prepare, write_prepared
+
+    out: Path = arguments.out
+    if out.exists():
+        raise DataError(f"{out} exists already; name a new folder with --out")
+    prepared = prepare(
+        DataConfig(source=arguments.format, path=arguments.file), seed=arguments.seed
+    )
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    write_prepared(partial, prepared)
+    partial.rename(out)
+    print(
+        f"{len(prepared.demonstrations)} demonstrations, {len(prepared.train_prompts)} prompts, "
+        f"{len(prepared.heldout_prompts)} held-out prompts and {len(prepared.preference_groups)} "
+        f"ranked groups in {out}"
+    )
+    reasons = Counter(refusal.reason for refusal in prepared.refused)
+    if reasons:
+        print(f"{reasons.total()} refused, each listed in {out / REFUSED_FILE}:")
+        for reason, count in reasons.most_common():
+            print(f"  {count} x {reason}")
+    return 0
+
+
+def serve_labels(arguments: Namespace) -> int:
+    """Serve the ranking page of a store until Ctrl-C."""
+    from flows.stages.preferences import label_store_path
+    from labeling_ui.server import serve
+
+    path = label_store_path(arguments.store)
+    if not path.exists():
+        raise StoreError(
+            f"{path} does not exist: nothing waits to be ranked there. Start a run with "
+            '`preferences.source = "people"` first, or name its store with --store'
+        )
+    serve(path, host=arguments.host, port=arguments.port)
+    return 0
+
+
+def _run_flow(config: PipelineConfig, options: RunOptions) -> RunOutcome:
+    prepare_environment(config)
+    with prefect_api(config.run.store.absolute() / "prefect") as server:
+        from flows import pipeline  # takes seconds, in which the server starts
+
+        if server is None:
+            return pipeline.run(config, options)
+        server.wait_until_ready()
+        with without_heartbeats():
+            return pipeline.run(config, options)
+
+
+def _tell_outcome(outcome: RunOutcome) -> int:
+    print(f"summary: {outcome.folder / SUMMARY_NAME}")
+    if outcome.report is not None:
+        print(f"report:  {outcome.report}")
+    checks = read_summary(outcome.folder).checks
+    failed = {name: check for name, check in checks.items() if not check.passed}
+    for name, check in failed.items():
+        print(f"alignflow: check {name} failed: {check.detail}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _run_folder(arguments: Namespace) -> Path:
+    """The folder meant by a RUN argument; refuses a name that no run has."""
+    named = Path(arguments.run)
+    folder = named if named.is_dir() else arguments.runs / arguments.run
+    read_run(folder.absolute())
+    return folder.absolute()
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that engines and leases are closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
