@@ -4,6 +4,8 @@ For debugging, unit tests and exact benches. The loops cannot tell these from th
 `alignment.cluster`; both go through the same passes of `alignment.models`.
 """
 
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,9 +112,9 @@ class LocalTrainable:
         folder.mkdir(parents=True, exist_ok=True)
         self.module.save(folder)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
-        return {"engine": "torch", "role": self.spec.name}
+        return [describe_local(self.spec.name)]
 
     def _parts(self) -> dict[str, Any]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
@@ -137,9 +139,9 @@ class LocalFrozen:
         """Normalised score of each sequence."""
         return scores_of(self.module, batch, **self._limits())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
-        return {"engine": "torch", "role": self.spec.name}
+        return [describe_local(self.spec.name)]
 
     def _limits(self) -> dict[str, Any]:
         return {"tokens": self.spec.tokens_per_microbatch, "precision": self.spec.precision}
@@ -183,9 +185,9 @@ class LocalGenerator:
         self.causal_lm.tie_weights()
         self.version = version
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
-        return {"engine": "torch", "role": "generator"}
+        return [describe_local("generator")]
 
     def _sample(
         self, prompt: Sequence[int], sampling: Sampling, seed: int
@@ -202,6 +204,17 @@ class LocalGenerator:
             if token == self.end_of_turn:
                 break
         return tokens[len(prompt) :], logprobs
+
+
+def describe_local(role: str) -> dict[str, Any]:
+    """The record of a role that is held by this very process."""
+    return {
+        "role": role,
+        "rank": 0,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "engine": "torch in process",
+    }
 
 
 def prompt_index(prompts: Sequence[EncodedPrompt]) -> Tensor:

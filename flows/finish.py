@@ -1,0 +1,177 @@
+"""The end of a run: what it measured, whether its gate holds, and the report."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from alignment.evaluation.policy_comparison import PolicyComparison
+from alignment.evaluation.result import EvaluationResult, read_evaluation
+from alignment.statistics.bootstrap import Interval
+from flows.manifest import Artifact
+from flows.metrics_log import read_metrics
+from flows.run_context import ACTORS, RunContext
+from flows.run_record import METRICS_OUTPUT, RunOutcome
+from flows.stages.evaluation import RESULT, SAMPLES
+from flows.summary import (
+    SUMMARY_NAME,
+    Actor,
+    Check,
+    Summary,
+    Target,
+    Versions,
+    memory_of,
+    this_machine,
+    timing_of,
+    write_summary,
+)
+from flows.versions import code_versions
+
+RATIO_TOLERANCE = 1e-4
+"""Ratio of the first update: 1 but for float32 rounding between two batchings of one model."""
+
+
+def finish_run(run: RunContext, stages: Sequence[Artifact]) -> RunOutcome:
+    """Write summary and report into the run's folder and show the results."""
+    by_name = {artifact.stage: artifact for artifact in stages}
+    for name in (RESULT, SAMPLES):
+        shutil.copyfile(by_name["evaluation"].path(name), run.record.folder / name)
+    result = read_evaluation(run.record.folder / RESULT)
+    if len(run.reused) < len(stages) or not (run.record.folder / SUMMARY_NAME).exists():
+        write_summary(run.record.folder, _summary(run, stages, result))
+    from flows.report import write_report
+
+    report = write_report(run.record.folder)
+    return RunOutcome(folder=run.record.folder, report=report)
+
+
+def _summary(run: RunContext, stages: Sequence[Artifact], result: EvaluationResult) -> Summary:
+    actors = tuple(
+        Actor.model_validate(actor) for stage in stages for actor in stage.metrics.get(ACTORS, ())
+    )
+    return Summary(
+        run=run.record.name,
+        command=run.options.command,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=run.config.run.seed,
+        simulated_labels=run.config.preferences.source == "panel",
+        targets=_targets(run, result),
+        checks=_checks(run, stages, actors),
+        versions=_versions(stages),
+        actors=actors,
+        timing=timing_of(run.clock, tuple(run.reused)),
+        memory=memory_of(run.memory.report()),
+        machine=this_machine(),
+        reused=tuple(run.reused),
+    )
+
+
+def _targets(run: RunContext, result: EvaluationResult) -> dict[str, Target]:
+    figures = _policy_figures(result.headline)
+    if result.reward_model is not None:
+        for kind in ("all_pairs", "sampled_pairs"):
+            accuracy = getattr(result.reward_model, kind)
+            about = "share of held-out pairs ordered as noise-free gold does"
+            figures[f"reward_model/accuracy_{kind}"] = (accuracy.accuracy, about)
+            figures[f"reward_model/length_baseline_{kind}"] = (
+                accuracy.length_baseline,
+                "the same pairs by `shorter is better`",
+            )
+            figures[f"reward_model/over_length_{kind}"] = (
+                accuracy.difference,
+                "accuracy minus the length baseline, paired",
+            )
+    if result.cross_validated is not None:
+        pooled = result.cross_validated.pooled
+        about = "pairs people ranked, each scored by a model that never saw its prompt"
+        figures["reward_model/cross_validated_accuracy"] = (pooled.accuracy, about)
+        figures["reward_model/cross_validated_length_baseline"] = (
+            pooled.length_baseline,
+            "the same pairs by `shorter is better`",
+        )
+        figures["reward_model/cross_validated_over_length"] = (
+            pooled.difference,
+            "accuracy minus the length baseline, paired",
+        )
+    return {name: _target(run, interval, about) for name, (interval, about) in figures.items()}
+
+
+def _policy_figures(comparison: PolicyComparison) -> dict[str, tuple[Interval, str]]:
+    figures: dict[str, tuple[Interval, str]] = {}
+    for name, interval in comparison.sft.items():
+        figures[f"sft/{name}"] = (interval, "the SFT policy on held-out prompts")
+    for name, interval in comparison.ppo.items():
+        figures[f"ppo/{name}"] = (interval, "the PPO policy on held-out prompts")
+    for name, interval in comparison.difference.items():
+        figures[f"gain/{name}"] = (interval, "PPO minus SFT, paired by prompt")
+    for name, interval in comparison.win_rate.items():
+        figures[f"win_rate/{name}"] = (interval, "how often a PPO response beats an SFT response")
+    return figures
+
+
+def _target(run: RunContext, interval: Interval, about: str) -> Target:
+    return Target(
+        value=interval.value,
+        n=interval.clusters,
+        low=interval.low,
+        high=interval.high,
+        about=f"{about}; 95% bootstrap by prompt over {interval.n} values",
+        seed=run.config.run.seed,
+        command=run.options.command,
+    )
+
+
+def _checks(
+    run: RunContext, stages: Sequence[Artifact], actors: Sequence[Actor]
+) -> dict[str, Check]:
+    steps = [
+        row
+        for stage in stages
+        if stage.stage == "ppo" and METRICS_OUTPUT in stage.outputs
+        for row in read_metrics(stage.path(METRICS_OUTPUT))
+    ]
+    values = [v for row in steps for v in row.values() if isinstance(v, float)]
+    finite = all(math.isfinite(value) for value in values)
+    deviation = steps[0]["ppo/first_ratio_max_deviation"] if steps else math.inf
+    highest_kl = max((row["ppo/kl_nats"] for row in steps), default=math.inf)
+    versions = sorted({int(row["ppo/policy_version"]) for row in steps})
+    pids = {actor.pid for actor in actors if actor.role in PPO_ROLES}
+    return {
+        "all_stages_done": Check(passed=True, detail=", ".join(s.stage for s in stages)),
+        "all_finite": Check(
+            passed=finite, detail=f"{len(values)} recorded values of {len(steps)} PPO steps"
+        ),
+        "first_ratio_is_one": Check(
+            passed=deviation <= RATIO_TOLERANCE,
+            detail=f"largest |ratio - 1| before the first update is {deviation:.2e}",
+        ),
+        "kl_under_budget": Check(
+            passed=highest_kl <= run.config.ppo.kl_budget_nats,
+            detail=f"highest {highest_kl:.3f} nats a sequence, budget {run.config.ppo.kl_budget_nats}",
+        ),
+        "rollouts_from_several_policy_versions": Check(
+            passed=len(versions) >= 2, detail=f"versions {versions}"
+        ),
+        "roles_in_processes_of_their_own": Check(
+            passed=len(pids) >= len(PPO_ROLES), detail=f"{len(pids)} processes held the five roles"
+        ),
+    }
+
+
+PPO_ROLES = ("policy", "critic", "reference", "reward_model", "generator")
+
+
+def _versions(stages: Sequence[Artifact]) -> Versions:
+    loaded: dict[str, Any] = {}
+    for stage in stages:
+        loaded.update({name: v for name, v in stage.versions.items() if v is not None})
+    loaded.update({name: v for name, v in code_versions().items() if v is not None})
+    import prefect
+
+    loaded["prefect"] = prefect.__version__
+    engines = ("ray", "vllm", "deepspeed", "prefect", "gradio")
+    return Versions(
+        **{name: loaded.pop(name, None) for name in engines},
+        other=loaded,
+    )

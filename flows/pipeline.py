@@ -1,0 +1,68 @@
+"""The whole pipeline, on one screen.
+
+    base_model ─► data ─► sft ─► candidates ─► preferences ─► reward_model ─► ppo ─► evaluation
+                                               (people rank)
+
+Each stage is looked up in the store before any engine starts, and done or resumed only if it is
+not there. Artifacts are small references; weights and tables stay in the store. Needs no Prefect
+server; where one is named by PREFECT_API_URL, the same flow shows there.
+"""
+
+from prefect import flow
+
+from alignment.config import PipelineConfig
+from flows.finish import finish_run
+from flows.run_context import RunContext
+from flows.run_record import RunOptions, RunOutcome
+from flows.running import running, stage_task
+from flows.stages import (
+    base_model,
+    candidates,
+    data,
+    evaluation,
+    ppo,
+    preferences,
+    reward_model,
+    sft,
+)
+
+prepare_base_model = stage_task(base_model.prepare_base_model)
+prepare_data = stage_task(data.prepare_data)
+train_sft = stage_task(sft.train_sft)
+sample_candidates = stage_task(candidates.sample_candidates)
+train_reward_model = stage_task(reward_model.train_reward_model)
+train_policy = stage_task(ppo.train_policy)
+evaluate_policy = stage_task(evaluation.evaluate_policy)
+
+
+@flow(name="alignment_pipeline", validate_parameters=False, persist_result=False, log_prints=False)
+def alignment_pipeline(config: PipelineConfig, options: RunOptions | None = None) -> RunOutcome:
+    """SFT, candidates, rankings, reward model, PPO and evaluation, each once per content."""
+    with running(config, options or RunOptions()) as run:
+        return _stages(run)
+
+
+def _stages(run: RunContext) -> RunOutcome:
+    base = prepare_base_model(run)
+    tables = prepare_data(run, base)
+    start = train_sft(run, base, tables)
+
+    if run.config.preferences.source == "imported":
+        ranked, rankings = None, tables
+    else:
+        ranked = sample_candidates(run, start, tables)
+        # In the parent's own body, not in a task: only here can a run be suspended for people.
+        rankings = preferences.collect_rankings(run, ranked)
+
+    judge = train_reward_model(run, start, rankings)
+    policy = train_policy(run, start, judge, tables)
+    verdict = evaluate_policy(run, start, policy, judge, rankings, ranked, tables)
+
+    stages = (base, tables, start, ranked, rankings, judge, policy, verdict)
+    return finish_run(run, [stage for stage in stages if stage is not None])
+
+
+def run(config: PipelineConfig, options: RunOptions) -> RunOutcome:
+    """Run the flow in this process; what the command line calls."""
+    outcome: RunOutcome = alignment_pipeline(config, options)
+    return outcome

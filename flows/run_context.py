@@ -1,0 +1,150 @@
+"""What every stage of a run shares, and the one way a stage is reused, resumed or done."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignment.config import PipelineConfig
+from alignment.seeds import derive_seed
+from flows.engines import Engines
+from flows.manifest import Artifact, InputReference, StageRequest
+from flows.memory import MemorySampler
+from flows.progress import Progress
+from flows.reuse import reason_to_work
+from flows.run_record import METRICS_OUTPUT, RunOptions, RunRecord
+from flows.store import ArtifactStore
+from flows.timing import WorkClock
+from flows.workspace import StageWorkspace
+
+ACTORS = "actors"
+"""Name under which a stage's manifest keeps the processes that did its work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage's work leaves: names of the outputs it wrote, and its headline numbers."""
+
+    outputs: tuple[str, ...]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """One invocation of a run: its settings, and the places and tools its stages use."""
+
+    config: PipelineConfig
+    options: RunOptions
+    record: RunRecord
+    store: ArtifactStore
+    engines: Engines
+    clock: WorkClock
+    memory: MemorySampler
+    progress: Progress
+    reused: list[str] = field(default_factory=list)
+
+    def seed(self, stage: str) -> int:
+        """The stage's own seed, derived from the run's."""
+        return derive_seed(self.config.run.seed, stage)
+
+    def request(
+        self,
+        stage: str,
+        *,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, InputReference],
+    ) -> StageRequest:
+        """A request for a stage of this run, its seed filled in."""
+        return StageRequest(
+            stage=stage,
+            stage_version=version,
+            settings=settings,
+            inputs=inputs,
+            seed=self.seed(stage),
+        )
+
+    def stage(
+        self, request: StageRequest, work: Callable[[StageWorkspace], StageResult]
+    ) -> Artifact:
+        """The finished stage: from the store if it is there, else by doing (or resuming) it."""
+        name = request.stage
+        with self.clock.stage(name), self.progress.stage(name) as line:
+            artifact = self.store.lookup(request)
+            if artifact is not None:
+                self.reused.append(name)
+                self.record.finish_stage(artifact, reused=True)
+                line.done("reused")
+                return artifact
+            reason = reason_to_work(self.store, request, self.record.finished_key(name))
+            line.note(reason)
+            self.record.begin_stage(name, request.key, reason)
+            with self.store.open_stage(request, run=self.record.name) as workspace:
+                artifact = self._do(work, workspace)
+            self.record.finish_stage(artifact, reused=False)
+            return artifact
+
+    def sink(self, stage: str, total_steps: int) -> "ProgressSink":
+        """A metric sink that writes to the run's folder and moves the stage's progress line."""
+        return ProgressSink(self, stage, total_steps)
+
+    def _do(
+        self, work: Callable[[StageWorkspace], StageResult], workspace: StageWorkspace
+    ) -> Artifact:
+        result = work(workspace)
+        outputs = list(result.outputs)
+        recorded = self.record.metrics_path(workspace.request.stage)
+        if recorded.exists():
+            workspace.output(METRICS_OUTPUT).write_bytes(recorded.read_bytes())
+            outputs.append(METRICS_OUTPUT)
+        actors = [actor.model_dump(mode="json") for actor in self.engines.take_actors()]
+        return workspace.commit(
+            outputs=outputs,
+            metrics={**result.metrics, ACTORS: actors},
+            versions=dict(self.engines.versions),
+        )
+
+
+class ProgressSink:
+    """Writes each step's metrics and shows the step, its rate and the time left."""
+
+    def __init__(self, context: RunContext, stage: str, total_steps: int) -> None:
+        self._metrics = context.record.metrics(stage)
+        self._progress = context.progress
+        self._total = total_steps
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics."""
+        self._metrics.record(step, metrics)
+        shown = {name.split("/")[-1]: metrics[name] for name in metrics if name in SHOWN}
+        self._progress.advance(step, self._total, "step", **shown)
+
+
+SHOWN = (
+    "sft/loss",
+    "reward_model/loss",
+    "reward_model/accuracy",
+    "ppo/score_mean",
+    "ppo/kl_nats",
+    "ppo/eos_rate",
+)
+"""Figures worth a place on the progress line."""
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Put the tokenizer and generation settings of one model folder beside another's weights."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)

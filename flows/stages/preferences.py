@@ -1,0 +1,118 @@
+"""preferences: candidates to rankings by people (or the simulated panel) to comparisons.
+
+The label store is the truth. A round is named by the digest of its candidates, so runs with the
+same candidates share people's work; its frozen digest is the input that pins this stage.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from alignment.records import CandidateSet, PreferenceGroup, Ranking
+from flows.manifest import Artifact, InputReference
+from flows.run_context import RunContext, StageResult
+from flows.stages.candidates import CANDIDATES
+from flows.stages.data import PREFERENCES
+from flows.waiting import wait_for_rankings
+from flows.workspace import StageWorkspace
+
+STAGE, VERSION = "preferences", 1
+RANKINGS = "rankings.parquet"
+
+
+def label_store_path(store: Path) -> Path:
+    """Where the label store of an artifact store lies."""
+    return store / "labels" / "labels.sqlite"
+
+
+def collect_rankings(run: RunContext, candidates: Artifact) -> Artifact:
+    """Publish the round, wait until it is ranked and frozen, and turn it into comparisons.
+
+    Raises:
+        WaitingForPeople: the round is not complete and this process is not to wait.
+    """
+    from labeling_ui.store import LabelStore
+
+    path = label_store_path(run.store.root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with LabelStore.open(path) as labels:
+        round_id = _publish(run, labels, candidates)
+        digest = _frozen_digest(run, labels, round_id, path)
+
+        def work(workspace: StageWorkspace) -> StageResult:
+            from alignment.data.tables import read_records, write_records
+            from alignment.statistics.consensus import consensus
+
+            sets = read_records(candidates.path(CANDIDATES), CandidateSet)
+            rankings = labels.rankings(round_id)
+            groups = consensus(sets, rankings)
+            write_records(workspace.output(RANKINGS), rankings, Ranking)
+            write_records(workspace.output(PREFERENCES), groups, PreferenceGroup)
+            return StageResult(outputs=(RANKINGS, PREFERENCES), metrics=_figures(rankings))
+
+        request = run.request(
+            STAGE,
+            version=VERSION,
+            settings={},
+            inputs={
+                "candidates": candidates.reference(CANDIDATES),
+                "rankings": InputReference(digest=digest, source=f"round {round_id}"),
+            },
+        )
+        return run.stage(request, work)
+
+
+def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str:  # noqa: F821
+    from alignment.data.tables import read_records
+    from labeling_ui.simulated_panel import panel_identity
+
+    config = run.config.preferences
+    simulated = config.source == "panel" and config.panel is not None
+    status = labels.publish_round(
+        read_records(candidates.path(CANDIDATES), CandidateSet),
+        rankings_per_prompt=config.rankings_per_prompt,
+        name=run.record.name,
+        **({"panel": panel_identity(config.panel, run.seed(STAGE))} if simulated else {}),
+    )
+    return str(status.round_id)
+
+
+def _frozen_digest(run: RunContext, labels: "LabelStore", round_id: str, path: Path) -> str:  # noqa: F821
+    config = run.config.preferences
+    frozen: str | None = labels.progress(round_id).frozen_digest
+    if frozen is not None:
+        return frozen
+    if config.source == "panel":
+        from labeling_ui.simulated_panel import rank_round
+
+        assert config.panel is not None
+        rank_round(labels, round_id, config.panel, seed=run.seed(STAGE))
+        return str(labels.freeze(round_id))
+    serve = partial(_serve, run, path, round_id) if run.options.serve_labels else None
+    with run.clock.phase("waiting_for_people"):
+        return wait_for_rankings(
+            labels,
+            round_id,
+            store=str(run.config.run.store),
+            server=serve,
+            open_browser=run.options.open_browser,
+            announce=run.progress.say,
+            report=lambda done, wanted: run.progress.advance(done, wanted, "ranking"),
+        )
+
+
+def _serve(run: RunContext, path: Path, round_id: str) -> AbstractContextManager[str]:
+    from labeling_ui.server import serving
+
+    config = run.config.preferences
+    return serving(path, round_id, host=config.host, port=config.port)
+
+
+def _figures(rankings: Sequence[Ranking]) -> dict[str, object]:
+    labelers = sorted({ranking.labeler for ranking in rankings})
+    return {
+        "rankings": len(rankings),
+        "labelers": ", ".join(labelers),
+        "prompts": len({ranking.prompt_id for ranking in rankings}),
+    }
