@@ -20,7 +20,7 @@ def generalized_advantages(
     over them, so the result equals that of the sequence with the gap cut out. Each row is one
     sequence; do not pack.
 
-    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 11, 12 and 16.
+    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
     """
     advantages = torch.zeros_like(values)
     next_advantage = torch.zeros_like(values[:, 0])

@@ -42,7 +42,7 @@ def ppo_policy_loss(
     `dual_clip` c > 1 bounds the loss of tokens with A < 0 by `-c * A`; absent, it is unbounded.
 
     Sources: Schulman et al. 2017, arXiv 1707.06347, eq. 7; asymmetric clip: Yu et al. 2025,
-    arXiv 2503.14476, eq. 10; dual clip: Ye et al. 2020, arXiv 1912.09729, eq. 4.
+    arXiv 2503.14476, section 3.1; dual clip: Ye et al. 2020, arXiv 1912.09729.
     """
     log_ratio = torch.where(response_mask, new_logprobs - old_logprobs, 0.0)
     advantages = torch.where(response_mask, advantages, 0.0)

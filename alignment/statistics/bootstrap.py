@@ -1,8 +1,9 @@
 """Means and shares with intervals.
 
 Responses to one prompt resemble each other, so the interval resamples whole prompts (clusters)
-with replacement: resampling single responses would make it too narrow. Percentile intervals,
-Efron and Tibshirani 1993, "An Introduction to the Bootstrap", sections 8.5 and 13.3.
+with replacement: resampling single responses would make it too narrow. Percentile intervals:
+Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; of clusters: Davison
+and Hinkley 1997, "Bootstrap Methods and their Application", section 3.8.
 """
 
 from collections.abc import Callable, Hashable, Sequence

@@ -4,7 +4,7 @@ Both models draw a winner from a set with probability proportional to its worth 
 for a pair (Bradley-Terry), and again and again without the winners for a ranking (Plackett-
 Luce). So both are fitted by one minorisation-maximisation iteration on choices:
 Hunter 2004, "MM algorithms for generalized Bradley-Terry models", Annals of Statistics 32,
-384-406, eq. 3 and 30.
+384-406, sections 2 and 5.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
 """Worked numbers: a whole PPO batch to 6 digits, and published cases of other test suites.
 
-The whole-batch numbers were computed by hand-written plain Python (docs/numerics.md, section 2),
+The whole-batch numbers were computed by hand-written plain Python (docs/numerics.md, section 4),
 KL coefficient 0.1, discount 1, lambda 0.95, clip 0.2.
 """
 
