@@ -166,8 +166,8 @@ class PreferencesConfig(Settings):
             available = self.panel.labelers + self.panel.spammers
             if available < self.rankings_per_prompt:
                 raise ValueError(
-                    f"`preferences.rankings_per_prompt` is {self.rankings_per_prompt}, but the panel "
-                    f"has {available} labelers and each ranks a prompt once"
+                    f"`preferences.rankings_per_prompt` is {self.rankings_per_prompt}, but the "
+                    f"panel has {available} labelers and each ranks a prompt once"
                 )
         return self
 
@@ -239,8 +239,8 @@ class PPOConfig(TrainingConfig):
         if self.sequences_per_step % self.sequences_per_minibatch:
             raise ValueError(
                 f"`ppo.prompts_per_step` {self.prompts_per_step} x `ppo.responses_per_prompt` "
-                f"{self.responses_per_prompt} = {self.sequences_per_step} sequences is not divisible "
-                f"by `ppo.sequences_per_minibatch` {self.sequences_per_minibatch}"
+                f"{self.responses_per_prompt} = {self.sequences_per_step} sequences is not "
+                f"divisible by `ppo.sequences_per_minibatch` {self.sequences_per_minibatch}"
             )
         return self
 

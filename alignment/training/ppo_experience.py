@@ -51,8 +51,8 @@ def check_scored(scored: ScoredRollout, *, budget_nats: float, step: int) -> flo
     if kl_nats > budget_nats:
         raise NumericsError(
             f"KL of the policy from its reference is {kl_nats:.2f} nats a sequence at step {step}, "
-            f"over `ppo.kl_budget_nats` {budget_nats:.2f}; training stopped at the last checkpoint. "
-            "Raise `ppo.kl_coefficient`, lower the learning rate, or take fewer steps"
+            f"over `ppo.kl_budget_nats` {budget_nats:.2f}; training stopped at the last "
+            "checkpoint. Raise `ppo.kl_coefficient`, lower the learning rate, or take fewer steps"
         )
     return kl_nats
 
