@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(given)
     parsed.command_line = shlex.join(["alignflow", *given])
     try:
-        return int(parsed.handler(parsed))
+        return int(parsed.handler(parsed) or 0)
     except WaitingForPeople as waiting:
         print(waiting, file=sys.stderr)
         return WAITING_FOR_PEOPLE
@@ -163,7 +163,7 @@ def _add_label(commands: Commands) -> None:
         actions,
         "serve",
         "serve the ranking page until Ctrl-C",
-        "Rankings are kept in the store; a run that waits for them goes on with its own command.\n\n"
+        "Rankings are kept in the store; a run that waits goes on with its own command.\n\n"
         "example:\n  alignflow label serve --store store --port 7861",
     )
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -22,6 +23,16 @@ from flows.summary import SUMMARY_NAME, read_summary
 REPORT_NAME = "report.html"
 
 
+@contextlib.contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End quietly where the output's reader ends first, e.g. `alignflow config x | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(arguments: Namespace) -> int:
     """Run the pipeline in this process; fails if one of the run's own checks does."""
     overrides = list(arguments.overrides)
@@ -38,6 +49,7 @@ def run(arguments: Namespace) -> int:
     return _tell_outcome(outcome)
 
 
+@_until_nobody_reads()
 def show_config(arguments: Namespace) -> int:
     """Print resolved settings and derived sizes."""
     from flows.derived_sizes import derived_sizes
@@ -50,6 +62,7 @@ def show_config(arguments: Namespace) -> int:
     return 0
 
 
+@_until_nobody_reads()
 def report(arguments: Namespace) -> int:
     """Print a finished run's results."""
     from rich.console import Console
@@ -66,6 +79,7 @@ def report(arguments: Namespace) -> int:
     return 0
 
 
+@_until_nobody_reads()
 def show_lineage(arguments: Namespace) -> int:
     """Print what a run's results were made of."""
     from flows.lineage import render_text, run_lineage

@@ -1,6 +1,7 @@
 """How much memory a run took: the rise of the system's use, and each role's own share."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +25,25 @@ class MemoryReport:
     peak_pss_gib: dict[str, float] = field(default_factory=dict)
 
 
+def system_used_kib() -> int:
+    """Memory in use on the machine, by everyone: total minus available, in KiB."""
+    meminfo = _meminfo_kib()
+    return meminfo["MemTotal"] - meminfo["MemAvailable"]
+
+
 class MemorySampler:
     """A thread that samples memory once a period while the block lasts.
 
-    Watched processes may end at any time; their peak stays in the report.
+    Watched processes may end at any time; their peak stays in the report. `used_kib` tells the
+    system's use.
     """
 
-    def __init__(self, period_s: float = 1.0) -> None:
+    def __init__(
+        self, period_s: float = 1.0, used_kib: Callable[[], int] = system_used_kib
+    ) -> None:
         self.period_s = period_s
-        self._start = _system_used_kib()
+        self._used_kib = used_kib
+        self._start = used_kib()
         self._peak = self._start
         self._samples = 0
         self._watched: dict[str, int] = {}
@@ -76,7 +87,7 @@ class MemorySampler:
 
     def _run(self) -> None:
         while True:
-            used = _system_used_kib()
+            used = self._used_kib()
             with self._lock:
                 watched = dict(self._watched)
             sizes = {name: _pss_kib(pid) for name, pid in watched.items()}
@@ -92,11 +103,6 @@ class MemorySampler:
 def system_memory_gib() -> float:
     """Memory of the machine, in GiB."""
     return _meminfo_kib()["MemTotal"] / _KIB_PER_GIB
-
-
-def _system_used_kib() -> int:
-    meminfo = _meminfo_kib()
-    return meminfo["MemTotal"] - meminfo["MemAvailable"]
 
 
 def _meminfo_kib() -> dict[str, int]:
