@@ -125,3 +125,15 @@ def gathered_parameters(parameters: list[Tensor]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(sharded):
         yield
+
+
+@contextmanager
+def plain_arithmetic(engine: Any, policy: LanguageModel) -> Iterator[None]:
+    """Float32 and temperature 1 for a while, whatever the role's own settings are."""
+    wrapper: TupleOutputs = engine.module
+    precision, temperature = wrapper.precision, policy.temperature
+    wrapper.precision, policy.temperature = "float32", 1.0
+    try:
+        yield
+    finally:
+        wrapper.precision, policy.temperature = precision, temperature

@@ -45,7 +45,7 @@ def explain_timeout(
     operation: str,
     waiting: list[int],
     *,
-    timeout_s: float,
+    limit_s: float,
     setting: str,
     pids: Mapping[int, int],
     logs: Path,
@@ -53,7 +53,7 @@ def explain_timeout(
     """The error for a call that some ranks did not answer in time."""
     ranks = ", ".join(f"rank {rank}" for rank in waiting)
     return ClusterError(
-        f"{role} {ranks} did not answer {operation} within {timeout_s:g} s\n"
+        f"{role} {ranks} did not answer {operation} within {limit_s:g} s\n"
         f"{log_tail(logs, pids.get(waiting[0]))}"
         f"Raise `cluster.{setting}` if the work really takes longer."
     )

@@ -13,13 +13,17 @@ from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.weights import (
     FolderWeights,
     PolicyWeights,
+    WeightProbe,
     require_same_shapes,
     weight_shapes,
 )
-from alignment.config import ClusterConfig
+from alignment.config import ClusterConfig, Precision
 from alignment.errors import ClusterError, DataError
 from alignment.experience import EncodedPrompt, Sampling
 from alignment.role_specs import GeneratorSpec
+
+ACCEPTED_GAP_NATS: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3}
+"""Mean difference to the policy on the probe that rounding explains (measured: 5e-6, 0.04)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +79,12 @@ class GeneratorActor:
         return [_response(output.outputs[0], version) for output in outputs]
 
     def load_weights(self, weights: PolicyWeights | FolderWeights, version: int) -> None:
-        """Replace the weights and everything computed from the old ones.
+        """Replace the weights and everything computed from the old ones, and prove it.
 
         Raises:
             ModelError: a folder's weights are of another shape; nothing was changed.
-            ClusterError: weights were missing; the engine refuses to generate from then on.
+            ClusterError: weights were missing, or the engine does not come to the policy's
+                log-probabilities; it refuses to generate from then on.
         """
         if isinstance(weights, FolderWeights):
             given = weight_shapes(weights.folder)
@@ -95,6 +100,8 @@ class GeneratorActor:
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
+        if isinstance(weights, PolicyWeights):
+            self._compare(weights.probe, version)
         self._version = version
 
     def describe(self) -> dict[str, Any]:
@@ -111,6 +118,26 @@ class GeneratorActor:
             "policy_version": self._version,
             "device": str(self.device),
         }
+
+    def _compare(self, probe: WeightProbe, version: int) -> None:
+        from vllm import SamplingParams
+
+        tokens = list(probe.token_ids[: self.spec.max_sequence_tokens - 1])
+        [output] = self._llm.generate(
+            {"prompt_token_ids": tokens},
+            SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+            use_tqdm=False,
+        )
+        pairs = zip(tokens[1:], output.prompt_logprobs[1:], probe.logprobs, strict=False)
+        gaps = [abs(by_token[token].logprob - wanted) for token, by_token, wanted in pairs]
+        mean_gap, accepted = sum(gaps) / len(gaps), ACCEPTED_GAP_NATS[self.spec.precision]
+        if not mean_gap <= accepted:
+            raise ClusterError(
+                f"{self.spec.name} rank {self.rank}: after loading weights of version {version}, "
+                f"log-probabilities differ from the policy's by {mean_gap:.3g} nats a token on "
+                f"average; accepted at {self.spec.precision}: {accepted:g}. The engine did not "
+                "take the weights over completely: do not train on its samples"
+            )
 
     def _usable_version(self) -> int:
         if self._version is None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,59 @@ from alignment.errors import ClusterError
 GRACE_S = 5.0
 """How long to wait, after a rank failed, for its peers to say why."""
 
-Call = tuple[str, list[Any]]
-"""An operation's name and one Ray reference a rank."""
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment, and for the error message how long that was and which setting moves it."""
+
+    limit_s: float
+    setting: str
+    ends_at: float
+
+    @classmethod
+    def after(cls, limit_s: float, setting: str) -> "Deadline":
+        """`limit_s` seconds from now."""
+        return cls(limit_s, setting, time.monotonic() + limit_s)
+
+    def remaining_s(self) -> float:
+        """Seconds left, not below 0."""
+        return max(0.0, self.ends_at - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call under way: one Ray reference a rank."""
+
+    group: "ActorGroup"
+    operation: str
+    references: list[Any]
+
+    def wait(self, deadline: Deadline) -> list[Any]:
+        """The answers in rank order.
+
+        Raises:
+            AlignmentError: the first failing actor's own error.
+            ClusterError: an actor died, failed otherwise, or did not answer in time. If some
+                rank has not answered by then, the whole group is ended: its ranks share
+                collectives, and one that waits for a lost peer would wait for ever.
+        """
+        answers: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        waiting = {reference: rank for rank, reference in enumerate(self.references)}
+        limit = deadline
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=limit.remaining_s())
+            if not ready:
+                break
+            rank = waiting.pop(ready[0])
+            try:
+                answers[rank] = ray.get(ready[0])
+            except Exception as error:
+                failures[rank] = error
+                limit = min(limit, Deadline.after(GRACE_S, ""), key=Deadline.remaining_s)
+        if failures or waiting:
+            raise self.group.explain(self.operation, failures, sorted(waiting.values()), deadline)
+        return [answers[rank] for rank in range(len(self.references))]
 
 
 class ActorGroup:
@@ -34,77 +86,71 @@ class ActorGroup:
         return len(self.actors)
 
     def call(self, operation: str, *arguments: Any) -> list[Any]:
-        """The same call on every rank."""
+        """The same call on every rank, waited for."""
         return self.call_each(operation, [arguments] * len(self.actors))
 
     def call_each(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Each rank's own arguments; answers in rank order."""
-        return self.wait(self.submit(operation, arguments))
+        """Each rank's own arguments (or only the first ranks'), waited for; see `Call.wait`."""
+        deadline = Deadline.after(self._call_timeout_s, "call_timeout_s")
+        return self.submit(operation, arguments).wait(deadline)
 
     def submit(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
-        """Begin a call; `arguments` may be for the first ranks only."""
+        """Begin a call on the first `len(arguments)` ranks."""
         if self._lost is not None:
             raise ClusterError(f"{self.role} was ended after an earlier failure: {self._lost}")
         pairs = zip(self.actors, arguments, strict=False)
-        return operation, [getattr(actor, operation).remote(*args) for actor, args in pairs]
+        references = [getattr(actor, operation).remote(*args) for actor, args in pairs]
+        return Call(self, operation, references)
 
-    def wait(self, call: Call, *, timeout_s: float | None = None) -> list[Any]:
-        """The answers of a call begun earlier.
+    def remember_processes(self, described: Sequence[dict[str, Any]]) -> None:
+        """Keep the ranks' process ids, so that a later death can be named."""
+        self._pids = {rank: facts["pid"] for rank, facts in enumerate(described)}
 
-        Raises:
-            AlignmentError: the first failing actor's own error.
-            ClusterError: an actor died, failed otherwise, or did not answer in time. If some
-                rank has not answered by then, the whole group is ended: its ranks share
-                collectives, and one that waits for a lost peer would wait for ever.
-        """
-        operation, references = call
-        setting = "call_timeout_s" if timeout_s is None else "start_timeout_s"
-        limit_s = self._call_timeout_s if timeout_s is None else timeout_s
-        answers: dict[int, Any] = {}
-        failures: dict[int, Exception] = {}
-        deadline = time.monotonic() + limit_s
-        waiting = dict(enumerate(references))
-        while waiting:
-            remaining = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(waiting.values()), timeout=remaining)
-            if not ready:
-                break
-            rank = next(r for r, reference in waiting.items() if reference == ready[0])
-            del waiting[rank]
-            try:
-                answers[rank] = ray.get(ready[0])
-            except Exception as error:
-                failures[rank] = error
-                deadline = min(deadline, time.monotonic() + GRACE_S)
-        if not failures and not waiting:
-            return [answers[rank] for rank in range(len(references))]
-        problem: Exception
+    def explain(
+        self,
+        operation: str,
+        failures: dict[int, Exception],
+        waiting: list[int],
+        deadline: Deadline,
+    ) -> Exception:
+        """The error for a call that did not end well; ends the group if ranks still hang."""
+        error: Exception
         if failures:
-            problem = explain_failures(
+            error = explain_failures(
                 self.role, operation, failures, pids=self._pids, logs=self.logs
             )
         else:
-            problem = explain_timeout(
+            error = explain_timeout(
                 self.role,
                 operation,
-                sorted(waiting),
-                timeout_s=limit_s,
-                setting=setting,
+                waiting,
+                limit_s=deadline.limit_s,
+                setting=deadline.setting,
                 pids=self._pids,
                 logs=self.logs,
             )
         if waiting:
-            self.end(str(problem))
-        raise problem
-
-    def remember_processes(self, *, timeout_s: float) -> None:
-        """Ask every rank who it is, so that a later death can be named."""
-        call = self.submit("describe", [()] * len(self.actors))
-        described = self.wait(call, timeout_s=timeout_s)
-        self._pids = {rank: facts["pid"] for rank, facts in enumerate(described)}
+            self.end(str(error))
+        return error
 
     def end(self, reason: str) -> None:
         """End every actor; later calls are refused with the reason."""
         self._lost = reason
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
+
+
+def wait_for_all(calls: Sequence[Call], deadline: Deadline) -> None:
+    """Wait for calls on several groups; the first failure anywhere is raised at once."""
+    owners = {reference: call for call in calls for reference in call.references}
+    pending = list(owners)
+    while pending:
+        ready, pending = ray.wait(pending, timeout=deadline.remaining_s())
+        if not ready:
+            owners[pending[0]].wait(deadline)  # raises: nothing is left of the deadline
+        for reference in ready:
+            try:
+                ray.get(reference)
+            except Exception:
+                owners[reference].wait(deadline)
+                raise

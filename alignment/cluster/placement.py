@@ -74,7 +74,7 @@ def _check_total(bundles: Sequence[Bundle], nodes: Sequence[NodeCapacity]) -> No
             sums = " + ".join(f"{role} {_number(n)}" for role, n in wanted.items() if n)
             raise ClusterError(
                 f"{sums} = {_number(total)} {unit.upper()[:-1]}s wanted, {_number(available)} in "
-                f"the cluster; lower `ranks` or `{setting}` of a role in `[cluster]`, or add machines"
+                f"the cluster; lower `ranks` or `{setting}` in `[cluster]`, or add machines"
             )
 
 

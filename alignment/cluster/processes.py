@@ -1,9 +1,11 @@
 """Facts about the process an actor lives in, and the environment it starts with."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
 import torch
 
 from alignment.config import ClusterConfig
@@ -51,9 +53,11 @@ def actor_device(role: str, rank: int, *, gpus: int) -> torch.device:
 
 
 def describe_process() -> dict[str, Any]:
-    """Process id, visible GPUs, and memory in MiB (PSS: shared pages divided by their users)."""
+    """Host, process, visible GPUs, and memory in MiB (PSS: a shared page is split by its users)."""
     return {
+        "host": socket.gethostname(),
         "pid": os.getpid(),
+        "ray": ray.__version__,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
         "memory_mib": _proportional_set_size_mib(),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup
-from alignment.cluster.shards import merge_grids, merge_rows, merge_sums, shard_batch
+from alignment.cluster.shards import merge_grids, merge_rows, merge_metrics, shard_batch
 from alignment.cluster.weights import FolderWeights, PolicyWeights
 from alignment.errors import DataError
 from alignment.experience import (
@@ -58,7 +58,7 @@ class RemoteTrainable(RemoteRole):
     ) -> dict[str, float]:
         """Add the gradient of the whole batch's loss; see `Trainable.forward_backward`."""
         shards = shard_batch(batch, len(self.group))
-        return merge_sums(
+        return merge_metrics(
             self.group.call_each(
                 "forward_backward", [(shard, loss, denominator) for shard in shards]
             )
@@ -91,7 +91,8 @@ class RemotePolicy(RemoteTrainable):
 
     def weights(self) -> PolicyWeights:
         """The current weights in Ray's object store, for `RemoteGenerator.load_weights`."""
-        return PolicyWeights(buckets=tuple(self.group.call("weight_buckets")[0]))
+        weights: PolicyWeights = self.group.call("weights")[0]
+        return weights
 
 
 class RemoteValueTrainable(RemoteTrainable):

@@ -1,5 +1,6 @@
 """Ray itself: a private one that leaves nothing behind, or a connection to one that is there."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +17,9 @@ from alignment.errors import ClusterError
 
 RAY_LOGS = "ray"
 """Name, in the log folder, of the folder with every actor's output."""
+
+
+_TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
 
 
 @contextmanager
@@ -53,6 +57,7 @@ def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) 
     logs = log_folder / RAY_LOGS
     try:
         with _environment(_private_environment()):
+            logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
             try:
                 ray.init(
                     address="local",

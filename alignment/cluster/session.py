@@ -9,7 +9,7 @@ import ray
 
 from alignment.cluster.frozen import FrozenActor
 from alignment.cluster.generator import GeneratorActor
-from alignment.cluster.groups import ActorGroup, Call
+from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
 from alignment.cluster.placement import (
     ReservedPlacement,
     cluster_nodes,
@@ -86,7 +86,7 @@ class Cluster:
 
     def stop_roles(self, names: Iterable[str]) -> None:
         """End roles and give their processors back (together: when all started with them end)."""
-        for name in names:
+        for name in set(names) & set(self._roles):
             self._roles.pop(name).group.end("the role was stopped")
         for reserved, alive in list(self._reserved):
             alive &= set(self._roles)
@@ -101,7 +101,6 @@ class Cluster:
             ray.remote(_actor_class(spec))
             .options(
                 **options,
-                name=None,
                 max_restarts=0,
                 max_task_retries=0,
                 runtime_env={"env_vars": environment},
@@ -121,24 +120,26 @@ class Cluster:
         return (spec,)
 
     def _start_engines(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> None:
-        """All at once: the slowest role decides how long it takes."""
-        limit = self.config.start_timeout_s
-        for group in groups.values():
-            group.remember_processes(timeout_s=limit)
-        calls: dict[str, Call] = {}
-        meeting: dict[str, Call] = {
+        """All side by side: the slowest role decides how long it takes."""
+        deadline = Deadline.after(self.config.start_timeout_s, "start_timeout_s")
+        described = {n: g.submit("describe", [()] * len(g)) for n, g in groups.items()}
+        meetings = {
             spec.name: groups[spec.name].submit("open_meeting_point", [()])
             for spec in specs
             if isinstance(spec, TrainableSpec)
         }
-        for spec in specs:
-            group = groups[spec.name]
-            arguments: tuple[Any, ...] = ()
-            if spec.name in meeting:
-                arguments = (group.wait(meeting[spec.name], timeout_s=limit)[0],)
-            calls[spec.name] = group.submit("start", [arguments] * len(group))
-        for name, call in calls.items():
-            groups[name].wait(call, timeout_s=limit)
+        started = [
+            group.submit("start", [()] * len(group))
+            for name, group in groups.items()
+            if name not in meetings
+        ]
+        wait_for_all([*described.values(), *meetings.values()], deadline)
+        for name, group in groups.items():
+            group.remember_processes(described[name].wait(deadline))
+        for name, meeting in meetings.items():
+            [point] = meeting.wait(deadline)
+            started.append(groups[name].submit("start", [(point,)] * len(groups[name])))
+        wait_for_all(started, deadline)
 
 
 def _actor_class(spec: RoleSpec) -> type[Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alignment.data.batching import plan_ranks
 from alignment.experience import PreferenceBatch, TokenBatch, select_rows
+from alignment.models.passes import merge_metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,10 @@ def merge_rows(batch: TokenBatch, shards: Sequence[Shard], answers: Sequence[Ten
     return merged
 
 
-def merge_sums(answers: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Sums of each shard as sums of the whole batch."""
+def merge_metrics(answers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of each shard as those of the whole batch."""
     merged: dict[str, float] = {}
     for answer in answers:
         for name, value in answer.items():
-            merged[name] = merged.get(name, 0.0) + value
+            merged[name] = merge_metric(name, merged[name], value) if name in merged else value
     return merged

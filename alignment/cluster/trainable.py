@@ -14,6 +14,7 @@ from alignment.cluster.deepspeed_engine import (
     ClipAndReport,
     EngineModule,
     gathered_parameters,
+    plain_arithmetic,
     start_engine,
 )
 from alignment.cluster.engine_checkpoint import load_engine_checkpoint, save_engine_checkpoint
@@ -25,9 +26,9 @@ from alignment.cluster.process_group import (
 )
 from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.shards import Shard
-from alignment.cluster.weights import WeightBucket, put_in_buckets
+from alignment.cluster.weights import PolicyWeights, WeightProbe, put_in_buckets
 from alignment.errors import NumericsError
-from alignment.experience import TokenBatch, select_rows
+from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
 from alignment.models.modules import LanguageModel
 from alignment.models.passes import (
@@ -41,6 +42,9 @@ from alignment.models.passes import (
 )
 from alignment.role_specs import TrainableSpec
 from alignment.training.roles import Loss, StepReport
+
+PROBE_TOKENS = 32
+"""Length of the sequence on which a rollout engine proves that it has the policy's weights."""
 
 
 class TrainableActor:
@@ -129,16 +133,17 @@ class TrainableActor:
         self._keep_in_step(shard.batch)
         return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
-    def weight_buckets(self) -> list[WeightBucket]:
+    def weights(self) -> PolicyWeights:
         """Rank 0: the weights under their published names, in Ray's object store."""
         assert isinstance(self._own, LanguageModel)
         parameters = dict(self._own.causal_lm.named_parameters())
         names = [name for name, _ in self._own.named_weights()]
-        return put_in_buckets(
+        buckets = put_in_buckets(
             ((name, parameters[name]) for name in names),
             gather=gathered_parameters,
             keep=self.rank == 0,
         )
+        return PolicyWeights(buckets=tuple(buckets), probe=self._probe(self._own))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Weights, optimiser, schedule and random states of this rank."""
@@ -170,6 +175,15 @@ class TrainableActor:
             "steps": self._engine.global_steps,
             "device": str(self.device),
         }
+
+    def _probe(self, policy: LanguageModel) -> WeightProbe:
+        vocabulary = int(policy.causal_lm.config.vocab_size)
+        drawn = torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
+        batch = batch_from_rows([tokens[:1]], [tokens[1:]])
+        with plain_arithmetic(self._engine, policy):
+            logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
+        return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
     @property
     def _microbatch_tokens(self) -> int:

@@ -27,10 +27,22 @@ class WeightBucket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightProbe:
+    """One sequence, and the log-probability of each token after the first under the weights.
+
+    Float32 arithmetic, temperature 1. Whoever loads the weights must come to the same numbers.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyWeights:
     """A policy's weights at one moment; they are freed when this handle is dropped."""
 
     buckets: tuple[WeightBucket, ...]
+    probe: WeightProbe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

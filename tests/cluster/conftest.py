@@ -1,0 +1,40 @@
+"""One Ray for all tests of this folder, with 8 GPUs that it only believes in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import role_factory
+from ray import cloudpickle
+from role_factory import make_cluster_config, trainable_spec
+
+from alignment.cluster.runtime import ray_runtime
+from alignment.cluster.session import Cluster
+from alignment.role_specs import FrozenSpec, GeneratorSpec
+from alignment.training.roles import PPORoles
+
+# Actors cannot import test modules, so what they get from there travels as code.
+cloudpickle.register_pickle_by_value(role_factory)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    config = make_cluster_config()
+    with ray_runtime(config, log_folder=tmp_path_factory.mktemp("logs"), num_gpus=8) as logs:
+        yield Cluster(config, logs=logs)
+
+
+@pytest.fixture(scope="session")
+def ppo_roles(cluster: Cluster, tiny_model: Path) -> Iterator[PPORoles]:
+    """The five roles of PPO on their engines, started once; tests must not depend on order."""
+    roles = cluster.start_roles(
+        [
+            trainable_spec("policy", tiny_model),
+            trainable_spec("critic", tiny_model, kind="value"),
+            FrozenSpec(name="reference", kind="language", model_folder=tiny_model),
+            FrozenSpec(name="reward_model", kind="value", model_folder=tiny_model),
+            GeneratorSpec(name="generator", model_folder=tiny_model, max_sequence_tokens=512),
+        ]
+    )
+    yield PPORoles(**roles)
+    cluster.stop_roles(roles)

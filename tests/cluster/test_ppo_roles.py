@@ -1,0 +1,184 @@
+"""The five roles on Ray, DeepSpeed and vLLM against the same roles in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from role_factory import (
+    negative_logprob,
+    random_batch,
+    random_prompts,
+    squared_value,
+    trainable_spec,
+)
+
+from alignment.cluster import Cluster, weights_from_folder
+from alignment.errors import ClusterError, DataError, ModelError
+from alignment.experience import Sampling
+from alignment.models.tiny import make_tiny_model
+from alignment.role_specs import FrozenSpec
+from alignment.roles_local import start_roles as start_local_roles
+from alignment.training.roles import PPORoles
+
+pytestmark = pytest.mark.engines
+
+
+def test_roles_say_what_runs_behind_them(ppo_roles: PPORoles) -> None:
+    [policy] = ppo_roles.policy.describe()
+    assert policy["engine"] == "DeepSpeedEngine"
+    assert policy["deepspeed"] == "0.19.8"
+    [generator] = ppo_roles.generator.describe()
+    assert generator["engine"] == "LLMEngine"
+    assert generator["vllm"] == "0.32.0"
+    roles = (ppo_roles.policy, ppo_roles.critic, ppo_roles.reference, ppo_roles.reward_model)
+    described = [role.describe()[0] for role in (*roles, ppo_roles.generator)]
+    assert len({facts["pid"] for facts in described}) == 5
+    assert all(facts["memory_mib"] > 10 for facts in described)
+    assert all(facts["cuda_visible_devices"] == "" for facts in described)
+
+
+def test_vllm_and_trainer_agree_after_a_real_update(ppo_roles: PPORoles) -> None:
+    """Tied head, float32, prompts longer than a cache block of 128 tokens, three updates."""
+    policy, generator = ppo_roles.policy, ppo_roles.generator
+    prompts = random_prompts(12, tokens=140, seed=3)
+    sampling = Sampling(max_response_tokens=128)
+    for version in (1, 2, 3):
+        generator.load_weights(policy.weights(), version=version)
+        rollout = generator.generate(prompts, sampling, seeds=range(100, 112))
+        mask = rollout.response_mask
+        assert int(mask.sum()) >= 1000
+        before = policy.logprobs(rollout)
+        gap = (before - rollout.sampling_logprobs)[mask].abs()
+        assert float(gap.max()) < 1e-4
+        assert float(gap.mean()) < 2e-5
+        assert rollout.policy_version.tolist() == [version] * 12
+
+        tokens = float(mask.sum())
+        sums = policy.forward_backward(rollout, negative_logprob, denominator=tokens)
+        assert sums["tokens"] == tokens
+        assert sums["loss"] == pytest.approx(-float(before[mask].mean()), rel=1e-5)
+        policy.step()
+        moved = (policy.logprobs(rollout) - before)[mask].abs()
+        assert float(moved.max()) > 0.05, "the update must be large enough to be seen"
+
+
+def test_rollouts_say_how_responses_ended(ppo_roles: PPORoles) -> None:
+    prompts = random_prompts(16, tokens=5, seed=4)
+    prompts[1] = replace(prompts[0])
+    generate = ppo_roles.generator.generate
+    rollout = generate(prompts, Sampling(max_response_tokens=200), seeds=range(16))
+    lengths = rollout.response_mask.sum(1)
+    for row in range(16):
+        response = rollout.token_ids[row][rollout.response_mask[row]]
+        ends_turn = int(response[-1]) == 2
+        assert bool(rollout.finished[row]) == ends_turn
+        assert 2 not in response[:-1]
+        assert ends_turn or int(lengths[row]) == 200
+        assert tuple(rollout.token_ids[row, : len(prompts[row].token_ids)].tolist()) == (
+            prompts[row].token_ids
+        )
+    assert rollout.finished.any()
+    assert not rollout.finished.all()
+    assert rollout.prompt_index[:3].tolist() == [0, 0, 1]
+    assert rollout.sampling_logprobs[~rollout.response_mask].abs().max() == 0
+
+
+def test_a_seed_decides_a_response_whatever_its_neighbours(ppo_roles: PPORoles) -> None:
+    prompts = random_prompts(4, tokens=9, seed=5)
+    sampling = Sampling(max_response_tokens=20)
+    generate = ppo_roles.generator.generate
+    first = generate(prompts, sampling, seeds=[1, 2, 3, 4])
+    again = generate(prompts[2:], sampling, seeds=[3, 4])
+    for row in (0, 1):
+        expected = first.token_ids[row + 2][first.response_mask[row + 2]]
+        assert torch.equal(again.token_ids[row][again.response_mask[row]], expected)
+    other = generate(prompts[2:], sampling, seeds=[5, 6])
+    assert not torch.equal(other.token_ids, again.token_ids)
+
+
+def test_prompts_beyond_the_context_are_refused_with_numbers(ppo_roles: PPORoles) -> None:
+    [prompt] = random_prompts(1, tokens=500, seed=6)
+    with pytest.raises(DataError, match=r"p0 has 500 tokens; .* is 513, .* started for 512"):
+        ppo_roles.generator.generate([prompt], Sampling(max_response_tokens=13), seeds=[0])
+    with pytest.raises(DataError, match="1 prompts and 2 seeds"):
+        ppo_roles.generator.generate([prompt], Sampling(max_response_tokens=2), seeds=[0, 1])
+
+
+def test_remote_and_local_roles_say_the_same(ppo_roles: PPORoles, tiny_model: Path) -> None:
+    specs = [
+        FrozenSpec(name="reference", kind="language", model_folder=tiny_model),
+        FrozenSpec(name="reward_model", kind="value", model_folder=tiny_model),
+    ]
+    local = start_local_roles(specs)
+    batch = random_batch(9, seed=7)
+    for name, question in (("reference", "logprobs"), ("reward_model", "scores")):
+        remote = getattr(getattr(ppo_roles, name), question)(batch)
+        expected = getattr(local[name], question)(batch)
+        assert float(expected.abs().max()) > 0.1
+        torch.testing.assert_close(remote, expected, atol=1e-5, rtol=0)
+
+
+def test_the_critic_learns_like_the_local_one(ppo_roles: PPORoles, tiny_model: Path) -> None:
+    critic = ppo_roles.critic
+    local = start_local_roles([trainable_spec("critic", tiny_model, kind="value")])["critic"]
+    batch = random_batch(9, seed=8)
+    tokens = float(batch.response_mask.sum())
+    for _ in range(3):
+        expected = local.forward_backward(batch, squared_value, denominator=tokens)
+        sums = critic.forward_backward(batch, squared_value, denominator=tokens)
+        assert sums["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        remote_step, local_step = critic.step(), local.step()
+        assert remote_step.gradient_norm == pytest.approx(local_step.gradient_norm, rel=1e-5)
+        assert remote_step.learning_rate == pytest.approx(local_step.learning_rate)
+    torch.testing.assert_close(critic.values(batch), local.values(batch), atol=1e-4, rtol=0)
+
+
+def test_weights_of_a_folder_replace_the_policys(
+    ppo_roles: PPORoles, tmp_path: Path, tiny_model: Path
+) -> None:
+    other = tmp_path / "other"
+    make_tiny_model(other, seed=1)
+    generator = ppo_roles.generator
+    generator.load_weights(weights_from_folder(other), version=7)
+    prompts = random_prompts(4, tokens=140, seed=9)
+    rollout = generator.generate(prompts, Sampling(max_response_tokens=30), seeds=range(4))
+    local = start_local_roles([FrozenSpec(name="r", kind="language", model_folder=other)])["r"]
+    torch.testing.assert_close(
+        rollout.sampling_logprobs, local.logprobs(rollout), atol=1e-4, rtol=0
+    )
+    assert rollout.policy_version.tolist() == [7] * 4
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="lacks model"):
+        weights_from_folder(tmp_path / "empty")
+    untied = tmp_path / "untied"
+    make_tiny_model(untied, seed=1, tied=False)
+    with pytest.raises(ModelError, match=r"weight lm_head\.weight is .* absent in the engine"):
+        generator.load_weights(weights_from_folder(untied), version=8)
+    again = generator.generate(prompts, Sampling(max_response_tokens=30), seeds=range(4))
+    assert torch.equal(again.token_ids, rollout.token_ids), "a refused folder changes nothing"
+
+
+def test_an_exported_policy_is_a_folder_that_loads(ppo_roles: PPORoles, tmp_path: Path) -> None:
+    ppo_roles.policy.export(tmp_path / "policy")
+    specs = [FrozenSpec(name="r", kind="language", model_folder=tmp_path / "policy")]
+    batch = random_batch(5, seed=10)
+    torch.testing.assert_close(
+        start_local_roles(specs)["r"].logprobs(batch),
+        ppo_roles.policy.logprobs(batch),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_a_role_is_started_once(cluster: Cluster, ppo_roles: PPORoles, tiny_model: Path) -> None:
+    with pytest.raises(ClusterError, match="role policy is running already"):
+        cluster.start_roles([trainable_spec("policy", tiny_model)])
+
+
+def test_a_damaged_folder_is_the_error_the_user_sees(cluster: Cluster, tmp_path: Path) -> None:
+    spec = FrozenSpec(name="broken", kind="value", model_folder=tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="nowhere does not exist"):
+        cluster.start_roles([spec])
+    assert "broken" not in cluster._roles
