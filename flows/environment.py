@@ -24,8 +24,13 @@ QUIET: Mapping[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",  # tokenizers warn when their process forks
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # it logs each error with traceback, then raises it
     "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "TQDM_DISABLE": "1",  # progress bars of libraries, which our own lines replace
 }
+
+NO_GPU: Mapping[str, str] = {"DS_ACCELERATOR": "cpu"}
+"""Tells DeepSpeed what it would otherwise find out, and announce, in every process."""
 
 OFFLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -59,6 +64,8 @@ def prepare_environment(
         settings |= PRIVATE_SERVER
     if not _is_hub_id(config.model.source):
         settings |= OFFLINE
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        settings |= NO_GPU
     for name, value in settings.items():
         environ.setdefault(name, value)
 

@@ -1,0 +1,198 @@
+"""The whole pipeline on the real engines: run, reuse, interruption, people, lineage.
+
+One run of the tiny configuration is shared by the tests; it starts Ray, DeepSpeed and vLLM.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows.metrics_log import read_metrics
+from flows.summary import Summary, read_summary
+
+pytestmark = pytest.mark.engines
+
+PPO_ROLES = {"policy", "critic", "reference", "reward_model", "generator"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished command left."""
+
+    folder: Path
+    code: int
+    output: str
+    seconds: float
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+
+def alignflow(folder: Path, *arguments: str, timeout_s: float = 600) -> Finished:
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    seconds = time.monotonic() - started
+    return Finished(folder, result.returncode, result.stdout + result.stderr, seconds)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    done = alignflow(tmp_path_factory.mktemp("pipeline"), "run", "tiny")
+    assert done.code == 0, done.output
+    return done
+
+
+def why_not_real(summary: Summary, ppo_steps: Sequence[dict[str, float]]) -> list[str]:
+    """Everything that shows a run's PPO was not done by the real engines in processes of its own."""
+    ppo = [actor for actor in summary.actors if actor.role in PPO_ROLES]
+    by_role = {actor.role: actor for actor in ppo}
+    problems = [f"no actor held {role}" for role in sorted(PPO_ROLES - by_role.keys())]
+    for role in ("policy", "critic"):
+        actor = by_role.get(role)
+        if actor and ("DeepSpeed" not in actor.engine or actor.steps < 1):
+            problems.append(f"{role} stepped {actor.steps} times in {actor.engine}")
+    generator = by_role.get("generator")
+    if generator and "LLM" not in generator.engine:
+        problems.append(f"rollouts came from {generator.engine}")
+    if len({row["ppo/policy_version"] for row in ppo_steps}) < 2:
+        problems.append("rollouts came from fewer than two policy versions")
+    if len({actor.pid for actor in ppo}) < len(PPO_ROLES):
+        problems.append("roles shared a process")
+    for engine in ("ray", "vllm", "deepspeed", "prefect"):
+        if getattr(summary.versions, engine) is None:
+            problems.append(f"{engine} was not loaded")
+    return problems
+
+
+def test_ppo_ran_on_the_real_engines(finished: Finished) -> None:
+    steps = read_metrics(finished.run / "metrics" / "ppo.jsonl")
+    assert why_not_real(read_summary(finished.run), steps) == []
+
+
+def test_in_process_roles_are_told_from_the_real_engines(
+    finished: Finished, tmp_path: Path
+) -> None:
+    local = alignflow(tmp_path, "run", "tiny", "--set", "cluster.backend=local")
+    assert local.code == 0, local.output
+    steps = read_metrics(local.run / "metrics" / "ppo.jsonl")
+    problems = " ".join(why_not_real(read_summary(local.run), steps))
+    for expected in ("policy stepped 0 times", "rollouts came from torch", "shared a process"):
+        assert expected in problems
+
+
+def test_every_check_of_the_gate_passed(finished: Finished) -> None:
+    checks = read_summary(finished.run).checks
+    assert checks
+    assert all(check.passed for check in checks.values()), checks
+
+
+def test_summary_names_every_target_with_its_interval(finished: Finished) -> None:
+    summary = read_summary(finished.run)
+    for name in ("ppo/gold", "gain/gold", "ppo/kl_nats", "win_rate/gold", "ppo/eos_rate"):
+        target = summary.targets[name]
+        assert target.low is not None
+        assert target.n >= 2
+        assert target.command
+    assert summary.simulated_labels
+
+
+def test_report_is_self_contained_and_says_simulated(finished: Finished) -> None:
+    page = (finished.run / "report.html").read_text(encoding="utf-8")
+    assert "simulated" in page.lower()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_second_run_reuses_every_stage_without_starting_an_engine(finished: Finished) -> None:
+    before = (finished.run / "summary.json").read_text()
+    again = alignflow(finished.folder, "run", "tiny")
+    assert again.code == 0, again.output
+    assert again.output.count("reused") >= 8
+    assert "redone" not in again.output
+    assert not list((finished.run / "logs").glob("ray/session_*/**/ppo*"))
+    assert (finished.run / "summary.json").read_text() == before
+
+
+def test_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> None:
+    changed = alignflow(finished.folder, "run", "tiny", "--set", "evaluation.samples_per_prompt=2")
+    assert changed.code == 0, changed.output
+    assert "setting samples_per_prompt 1 -> 2" in changed.output
+    assert changed.output.count("redone") == 1
+
+
+def test_lineage_walks_from_the_policy_to_the_rankings(finished: Finished) -> None:
+    lineage = alignflow(finished.folder, "lineage", "tiny")
+    assert lineage.code == 0
+    for stage in ("ppo", "reward_model", "preferences", "candidates", "sft", "data", "base_model"):
+        assert stage in lineage.output
+    assert "round" in lineage.output
+
+
+def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None:
+    arguments = ["run", "tiny", "--set", "ppo.steps=6", "--set", "run.name=killed"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=finished.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = finished.folder / "runs" / "killed" / "metrics" / "ppo.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (
+        metrics.exists() and len(read_metrics(metrics)) >= 2
+    ):
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    resumed = alignflow(finished.folder, *arguments)
+    assert resumed.code == 0, resumed.output
+    assert "resumed: begun earlier and not finished" in resumed.output
+    assert "ppo resumes after step" in resumed.output
+    steps = [int(row["step"]) for row in read_metrics(metrics)]
+    assert steps[-1] == 6
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_run_waits_for_people_and_the_same_command_goes_on(
+    finished: Finished,
+) -> None:
+    from labeling_ui.store import LabelStore
+
+    arguments = [
+        *("run", "tiny", "--set", "preferences.source=people", "--set", "run.name=people"),
+        *("--set", "preferences.rankings_per_prompt=1"),
+    ]
+    waiting = alignflow(finished.folder, *arguments)
+    assert waiting.code == 75, waiting.output
+    assert "0 of 8 rankings" in waiting.output
+
+    with LabelStore.open(finished.folder / "store" / "labels" / "labels.sqlite") as labels:
+        (round_id,) = [r.round_id for r in labels.rounds() if r.name == "people"]
+        while card := labels.claim(round_id, "ada"):
+            labels.submit(
+                card.assignment_id,
+                "ada",
+                submission_id=card.assignment_id,
+                tiers=list(range(len(card.responses))),
+            )
+    done = alignflow(finished.folder, *arguments)
+    assert done.code == 0, done.output
+    summary = json.loads((finished.folder / "runs" / "people" / "summary.json").read_text())
+    assert summary["simulated_labels"] is False
