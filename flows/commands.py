@@ -134,7 +134,8 @@ def serve_labels(arguments: Namespace) -> int:
             f"{path} does not exist: nothing waits to be ranked there. Start a run with "
             '`preferences.source = "people"` first, or name its store with --store'
         )
-    serve(path, host=arguments.host, port=arguments.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(path, arguments.round, host=arguments.host, port=arguments.port)
     return 0
 
 
