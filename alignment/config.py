@@ -350,7 +350,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     nested: Any = value
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
-    return nested  # type: ignore[no-any-return]
+    return nested
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:

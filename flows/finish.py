@@ -148,7 +148,8 @@ def _checks(
         ),
         "kl_under_budget": Check(
             passed=highest_kl <= run.config.ppo.kl_budget_nats,
-            detail=f"highest {highest_kl:.3f} nats a sequence, budget {run.config.ppo.kl_budget_nats}",
+            detail=f"highest {highest_kl:.3f} nats a sequence, budget "
+            f"{run.config.ppo.kl_budget_nats}",
         ),
         "rollouts_from_several_policy_versions": Check(
             passed=len(versions) >= 2, detail=f"versions {versions}"

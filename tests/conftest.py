@@ -7,7 +7,6 @@ import torch
 
 from alignment.models.tiny import make_tiny_model
 
-
 torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
 
 

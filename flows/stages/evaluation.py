@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignment.gold_rubric import gold_score
@@ -108,7 +109,12 @@ class _Judged:
     def _specs(self) -> list[RoleSpec]:
         cluster, config = self.run.config.cluster, self.run.config.evaluation
         tokens = self.run.config.ppo.tokens_per_microbatch
-        frozen = {"tokens_per_microbatch": tokens, "temperature": config.temperature}
+        frozen = partial(
+            FrozenSpec,
+            kind="language",
+            tokens_per_microbatch=tokens,
+            temperature=config.temperature,
+        )
         return [
             GeneratorSpec(
                 name="generator",
@@ -118,20 +124,12 @@ class _Judged:
                 precision=cluster.generator_precision,
                 resources=cluster.generator,
             ),
-            FrozenSpec(
+            frozen(
                 name="reference",
-                kind="language",
                 model_folder=self.folders["sft"],
                 resources=cluster.reference,
-                **frozen,
             ),
-            FrozenSpec(
-                name="policy",
-                kind="language",
-                model_folder=self.folders["ppo"],
-                resources=cluster.policy,
-                **frozen,
-            ),
+            frozen(name="policy", model_folder=self.folders["ppo"], resources=cluster.policy),
             FrozenSpec(
                 name="reward_model",
                 kind="value",
@@ -324,7 +322,7 @@ def _label_statistics(
 
 def _headline(result: "EvaluationResult") -> dict[str, Any]:
     comparison = result.headline
-    figures = {"prompts": comparison.prompts}
+    figures: dict[str, Any] = {"prompts": comparison.prompts}
     for name in ("gold", "reward_score", "kl_nats"):
         if name in comparison.ppo:
             figures[f"ppo_{name}"] = comparison.ppo[name].value

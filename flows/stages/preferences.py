@@ -4,10 +4,11 @@ The label store is the truth. A round is named by the digest of its candidates, 
 same candidates share people's work; its frozen digest is the input that pins this stage.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignment.records import CandidateSet, PreferenceGroup, Ranking
 from flows.manifest import Artifact, InputReference
@@ -16,6 +17,9 @@ from flows.stages.candidates import CANDIDATES
 from flows.stages.data import PREFERENCES
 from flows.waiting import wait_for_rankings
 from flows.workspace import StageWorkspace
+
+if TYPE_CHECKING:
+    from labeling_ui.store import LabelStore
 
 STAGE, VERSION = "preferences", 1
 RANKINGS = "rankings.parquet"
@@ -63,22 +67,24 @@ def collect_rankings(run: RunContext, candidates: Artifact) -> Artifact:
         return run.stage(request, work)
 
 
-def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str:  # noqa: F821
+def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str:
     from alignment.data.tables import read_records
     from labeling_ui.simulated_panel import panel_identity
 
     config = run.config.preferences
-    simulated = config.source == "panel" and config.panel is not None
+    panel = ""
+    if config.source == "panel" and config.panel is not None:
+        panel = panel_identity(config.panel, run.seed(STAGE))
     status = labels.publish_round(
         read_records(candidates.path(CANDIDATES), CandidateSet),
         rankings_per_prompt=config.rankings_per_prompt,
         name=run.record.name,
-        **({"panel": panel_identity(config.panel, run.seed(STAGE))} if simulated else {}),
+        panel=panel,
     )
     return str(status.round_id)
 
 
-def _frozen_digest(run: RunContext, labels: "LabelStore", round_id: str, path: Path) -> str:  # noqa: F821
+def _frozen_digest(run: RunContext, labels: "LabelStore", round_id: str, path: Path) -> str:
     config = run.config.preferences
     frozen: str | None = labels.progress(round_id).frozen_digest
     if frozen is not None:
@@ -102,11 +108,18 @@ def _frozen_digest(run: RunContext, labels: "LabelStore", round_id: str, path: P
         )
 
 
-def _serve(run: RunContext, path: Path, round_id: str) -> AbstractContextManager[str]:
-    from labeling_ui.server import serving
+@contextmanager
+def _serve(run: RunContext, path: Path, round_id: str) -> Iterator[str]:
+    """The ranking page in a process of its own; gives its address."""
+    from labeling_ui.server import start_server_process
 
     config = run.config.preferences
-    return serving(path, round_id, host=config.host, port=config.port)
+    server = start_server_process(path, round_id, host=config.host, port=config.port)
+    try:
+        run.engines.versions["gradio"] = server.gradio_version
+        yield server.url
+    finally:
+        server.stop()
 
 
 def _figures(rankings: Sequence[Ranking]) -> dict[str, object]:

@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def why_not_real(summary: Summary, ppo_steps: Sequence[dict[str, float]]) -> list[str]:
-    """Everything that shows a run's PPO was not done by the real engines in processes of its own."""
+    """Everything that shows PPO was not done by the real engines in processes of their own."""
     ppo = [actor for actor in summary.actors if actor.role in PPO_ROLES]
     by_role = {actor.role: actor for actor in ppo}
     problems = [f"no actor held {role}" for role in sorted(PPO_ROLES - by_role.keys())]
