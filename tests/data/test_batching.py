@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.data.batching import (
@@ -25,6 +25,7 @@ def padded_tokens(lengths, microbatch):
     return len(microbatch) * max(lengths[r] for r in microbatch)
 
 
+@settings(deadline=None)
 @given(rows, st.integers(1, 300))
 def test_each_row_is_in_one_microbatch_within_the_budget(lengths, budget):
     plan = plan_microbatches(lengths, tokens_per_microbatch=budget)
@@ -33,6 +34,7 @@ def test_each_row_is_in_one_microbatch_within_the_budget(lengths, budget):
         assert len(microbatch) == 1 or padded_tokens(lengths, microbatch) <= budget
 
 
+@settings(deadline=None)
 @given(rows, st.integers(1, 300))
 def test_no_microbatch_could_have_taken_the_first_row_of_the_next(lengths, budget):
     plan = plan_microbatches(lengths, tokens_per_microbatch=budget)
@@ -40,6 +42,7 @@ def test_no_microbatch_could_have_taken_the_first_row_of_the_next(lengths, budge
         assert padded_tokens(lengths, [*microbatch, following[0]]) > budget
 
 
+@settings(deadline=None)
 @given(grouped_rows, st.integers(1, 300))
 def test_groups_are_never_split_and_budgets_hold(rows_with_groups, budget):
     lengths, groups = zip(*rows_with_groups, strict=True)
@@ -70,6 +73,7 @@ def test_nothing_to_plan_is_no_microbatch():
     assert plan_microbatches([], tokens_per_microbatch=8) == []
 
 
+@settings(deadline=None)
 @given(grouped_rows, st.integers(1, 6), st.booleans())
 def test_ranks_share_all_rows_and_differ_by_at_most_the_largest_unit(rows_with_groups, ranks, cut):
     lengths, groups = zip(*rows_with_groups, strict=True)
@@ -102,6 +106,7 @@ def test_plans_refuse_what_makes_no_sense():
         minibatch_order(3, size=0, seed=0, epoch=0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5))
 def test_minibatches_hold_each_item_once_and_only_the_last_is_short(items, size, seed, epoch):
     order = minibatch_order(items, size=size, seed=seed, epoch=epoch)

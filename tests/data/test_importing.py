@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.config import DataConfig
@@ -98,6 +98,7 @@ def test_a_limit_keeps_the_first_of_the_same_shuffle(part):
 questions = st.lists(st.integers(0, 12), min_size=2, max_size=30).filter(lambda n: len(set(n)) > 1)
 
 
+@settings(deadline=None)
 @given(questions, st.integers(0, 99), st.data())
 def test_split_keeps_equal_prompts_together_and_loses_nothing(numbers, seed, data):
     items = [ask(f"Q {n}", id=f"id-{place}") for place, n in enumerate(numbers)]

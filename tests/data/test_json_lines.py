@@ -81,7 +81,8 @@ def test_a_truncated_gzip_names_file_and_line_reached(tmp_path):
         read_json_lines(write(tmp_path, packed[: len(packed) // 2]))
 
 
-@pytest.mark.parametrize("place", [0.5, 0.99999])
+# Seen only by the checksum at the end, in the length behind it, and while unpacking.
+@pytest.mark.parametrize("place", [0.5, 0.99999, 0.02])
 def test_a_flipped_byte_in_a_gzip_is_noticed(tmp_path, place):
     packed = bytearray(gzip.compress(many_lines()))
     packed[int(len(packed) * place)] ^= 0xFF

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.data.tables import SCHEMA_VERSION, arrow_schema, read_records, write_records
@@ -78,6 +78,7 @@ def test_records_come_back_equal_and_in_order(tmp_path, kind, records):
 texts = st.text(min_size=1, max_size=20).filter(str.strip)
 
 
+@settings(deadline=None, max_examples=40)
 @given(texts, st.lists(texts, min_size=1, max_size=3), st.lists(st.integers(0, 2**40), max_size=5))
 def test_any_text_and_any_token_survive(tmp_path_factory, content, answers, tokens):
     responses = tuple(
@@ -266,6 +267,13 @@ def test_columns_of_another_program_are_read_with_our_defaults(tmp_path):
     ]
     prompts = read_records(write_arrow(tmp_path / "p", rows), Prompt)
     assert [(p.id, p.language, p.source) for p in prompts] == [("p", "en", ""), ("q", "zh", "")]
+
+
+def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
+    path = tmp_path / "language=xx" / "p.parquet"
+    path.parent.mkdir()
+    write_arrow(path, [{"id": "p", "messages": MESSAGES}])
+    assert read_records(path, Prompt)[0].language == "en"
 
 
 def test_other_widths_of_strings_and_numbers_are_read(tmp_path):
