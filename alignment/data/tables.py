@@ -130,9 +130,7 @@ def _read_table(path: Path) -> pa.Table:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes): it was never written; make it again")
     try:
-        # The file itself, not its path: `a=1/` in a folder name is no column of ours.
-        with path.open("rb") as file:
-            return pq.read_table(file)
+        return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}): it is half-written, "

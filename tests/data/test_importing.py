@@ -331,6 +331,8 @@ def test_prepare_measures_with_the_tokenizer_it_is_given(tokenizer):
     )
     refused = Counter(r.kind for r in prepared.refused)
     assert all(refused[kind] > 0 for kind in kept)
+    for limit in ("`data.max_response_tokens` accepts 90", "`model.max_prompt_tokens` accepts 60"):
+        assert any(limit in refusal.reason for refusal in prepared.refused)
     assert kept + refused == Counter(
         demonstration=len(starter.demonstrations),
         prompt=len(starter.train_prompts),

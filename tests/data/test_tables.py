@@ -269,13 +269,6 @@ def test_columns_of_another_program_are_read_with_our_defaults(tmp_path):
     assert [(p.id, p.language, p.source) for p in prompts] == [("p", "en", ""), ("q", "zh", "")]
 
 
-def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
-    path = tmp_path / "language=xx" / "p.parquet"
-    path.parent.mkdir()
-    write_arrow(path, [{"id": "p", "messages": MESSAGES}])
-    assert read_records(path, Prompt)[0].language == "en"
-
-
 def test_other_widths_of_strings_and_numbers_are_read(tmp_path):
     responses = pa.list_(
         pa.struct({"id": pa.large_string(), "text": pa.string(), "token_ids": pa.list_(pa.int16())})
