@@ -3,18 +3,17 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 from alignment.config import DataConfig, PipelineConfig, load_config
 from alignment.errors import DataError, StoreError
 from flows.environment import prepare_environment
 from flows.exit_codes import FAILED
+from flows.interruption import interruptible
 from flows.prefect_server import prefect_api, without_heartbeats
 from flows.run_record import RunOptions, RunOutcome, read_run
 from flows.shipped_configs import config_path
@@ -44,7 +43,7 @@ def run(arguments: Namespace) -> int:
         open_browser=not arguments.no_browser,
         command=arguments.command_line,
     )
-    with _termination_as_interrupt():
+    with interruptible():
         outcome = _run_flow(config, options)
     return _tell_outcome(outcome)
 
@@ -168,17 +167,3 @@ def _run_folder(arguments: Namespace) -> Path:
     folder = named if named.is_dir() else arguments.runs / arguments.run
     read_run(folder.absolute())
     return folder.absolute()
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that engines and leases are closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from flows.interruption import raise_if_interrupted
+
 _REDRAWS_PER_SECOND = 2
 _PLAIN_INTERVAL_S = 20.0
 _SYMBOLS = {"working": ("●", "cyan"), "done": ("✓", "green"), "stopped": ("✗", "red")}
@@ -109,6 +111,7 @@ class Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLine]:
         """Show stage `name` as being worked on while the block lasts."""
+        raise_if_interrupted()
         line = StageLine(name, self._now())
         self._lines.append(line)
         self._current = line
@@ -131,6 +134,7 @@ class Progress:
 
         Outside a stage (people rank while the run waits) it has a line of its own.
         """
+        raise_if_interrupted()
         if self._current is None and (not self._lines or self._lines[-1].state != "working"):
             self._lines.append(StageLine("waiting", self._now()))
         line = self._current or self._lines[-1]

@@ -189,13 +189,13 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
         except WaitingForPeople as waiting:
             record.end("waiting", str(waiting))
             raise
-        except KeyboardInterrupt:
-            record.end("interrupted", "stopped by the user")
-            raise
-        except BaseException as error:
+        except Exception as error:
             log = folder / ERROR_LOG_NAME
             log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             record.end("failed", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException as stop:  # Ctrl-C, a signal, or Prefect's own order to stop
+            record.end("interrupted", type(stop).__name__)
             raise
         record.end("done")
 

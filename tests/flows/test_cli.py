@@ -65,7 +65,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     ("arguments", "words"),
     [
         (["--help"], ["alignflow run quickstart", "75 waiting for people", "same command again"]),
-        (["run", "--help"], ["hh_harmless, quickstart", "--serve-labels", "last one wins"]),
+        (["run", "--help"], ["one: hh_harmless", "--serve-labels", "last one wins"]),
         (["config", "--help"], ["--set KEY=VALUE"]),
         (["report", "--help"], ["--json"]),
         (["lineage", "--help"], ["rankings"]),
@@ -123,7 +123,7 @@ def test_refusals_are_one_message_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["hh_harmless", "quickstart", "quickstart_people", "tiny"])
+@pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configurations_load_and_name_their_run(name):
     overrides = ["data.path=pairs.jsonl.gz"] if name == "hh_harmless" else []
     assert load_config([config_path(name)], overrides).run.name == name
@@ -132,6 +132,7 @@ def test_shipped_configurations_load_and_name_their_run(name):
 def test_every_shipped_configuration_is_listed_and_valid_toml():
     files = sorted(path.stem for path in FOLDER.iterdir())
     assert shipped_configs() == files
+    assert {"hh_harmless", "quickstart", "quickstart_people", "tiny"} <= set(files)
     for name in files:
         tomllib.loads(config_path(name).read_text())
 

@@ -83,6 +83,7 @@ def _begin_and_fail(config):
         (ConfigError("bad setting"), "failed", True),
         (WaitingForPeople("3 of 9"), "waiting", False),
         (KeyboardInterrupt(), "interrupted", False),
+        (SystemExit(15), "interrupted", False),
     ],
 )
 def test_each_end_is_noted_and_goes_on(config, error, state, has_log):
