@@ -19,7 +19,7 @@ REWARD = "reward_score"
 DISTINCT_2 = "distinct_2"
 
 QUANTITIES: dict[str, str] = {
-    GOLD: "hidden rubric's score, 0 to 1, higher is better; its parts are gold/<component>",
+    GOLD: "simulated panel's hidden rubric, 0 to 1, higher is better",
     REWARD: "reward-model score; 0 is the mean of the SFT candidates",
     "kl_nats": "KL against the SFT policy, nats a sequence (k1)",
     "response_tokens": "tokens of the response, end-of-turn included",
