@@ -66,8 +66,8 @@ def verdict(comparison: PolicyComparison | None) -> str:
         finding = f"No change of {words} was shown: {signed(gain)}"
     kl = comparison.ppo["kl_nats"]
     return (
-        f"{finding} (95% interval {bounds_of(gain)}) on {comparison.prompts} held-out prompts, "
-        f"{value_of(kl)} nats a sequence from where it started."
+        f"{finding} (95% interval {bounds_of(gain)}) on {comparison.prompts} held-out prompts; "
+        f"its KL to SFT is {value_of(kl)} nats a sequence."
     )
 
 
@@ -78,7 +78,8 @@ def notices(inputs: ReportInputs) -> Html:
         notes.append(tag("p", SIMULATED_NOTICE, class_="notice simulated", role="note"))
     if inputs.run.state not in ("done", "running"):
         state = f"The run is {inputs.run.state}. {inputs.run.detail}"
-        notes.append(tag("p", state, class_="notice bad", role="note"))
+        failed = inputs.run.state == "failed"
+        notes.append(tag("p", state, class_="notice bad" if failed else "notice", role="note"))
     if inputs.gaps:
         lines = tag("ul", *(tag("li", gap) for gap in inputs.gaps))
         notes.append(

@@ -33,7 +33,7 @@ def pipeline_section(inputs: ReportInputs) -> Html:
 
 def _card(stage: str, inputs: ReportInputs) -> Html:
     record = inputs.run.stages.get(stage)
-    state = record.state if record else "not reached"
+    state = record.state if record else "not yet"
     timing = inputs.summary.timing.stages.get(stage) if inputs.summary else None
     seconds = record.seconds if record else None
     if timing is not None and not timing.reused and state != "reused":

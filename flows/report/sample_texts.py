@@ -34,8 +34,8 @@ def texts_section(inputs: ReportInputs) -> Html | None:
     unseen = sorted(pairs, key=lambda pair: _digest(pair.before.prompt_id))[:_UNSEEN]
     rest = [pair for pair in pairs if pair not in unseen]
     by_gain = sorted(rest, key=lambda pair: pair.gain)
-    worst = by_gain[: min(_EXTREMES, len(rest) // 2)]
-    best = by_gain[::-1][: len(worst)]
+    worst = [pair for pair in by_gain if pair.gain < 0][:_EXTREMES]
+    best = [pair for pair in reversed(by_gain) if pair.gain > 0][:_EXTREMES]
     further = [pair for pair in rest if pair not in [*worst, *best]]
     judge = "gold" if pairs[0].before.gold_total is not None else "reward-model score"
     return section(

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from alignment.config import PipelineConfig
 from alignment.evaluation.label_statistics import label_statistics
-from alignment.evaluation.pair_accuracy import ScoredCandidate
+from alignment.evaluation.pair_accuracy import (
+    ScoredCandidate,
+    ScoredPair,
+    cross_validated_accuracy,
+)
 from alignment.evaluation.resampling import Resampling
 from alignment.evaluation.result import EvaluationResult, evaluate, write_evaluation
 from alignment.evaluation.samples import EvaluatedSample, write_samples
@@ -137,7 +141,19 @@ def made_samples(prompts: int, *, with_gold: bool) -> list[EvaluatedSample]:
 
 def made_evaluation(samples: list[EvaluatedSample], simulated: bool) -> EvaluationResult:
     if not simulated:
-        return evaluate(samples, resampling=_RESAMPLING)
+        pairs = [
+            ScoredPair(
+                prompt_id=f"human-{number}",
+                better_score=0.4 if number % 5 else -0.4,
+                worse_score=0.0,
+                better_tokens=20 + number % 7,
+                worse_tokens=23,
+                fold=number % 5,
+            )
+            for number in range(100)
+        ]
+        accuracy = cross_validated_accuracy(pairs, resampling=_RESAMPLING)
+        return evaluate(samples, resampling=_RESAMPLING, cross_validated=accuracy)
     candidates = [
         ScoredCandidate(
             prompt_id=s.prompt_id,

@@ -12,6 +12,7 @@ from report_fixture import HOSTILE, write_run, write_run_file
 from alignment.config import PipelineConfig
 from alignment.errors import StoreError
 from alignment.evaluation.result import read_evaluation
+from alignment.evaluation.samples import read_samples, write_samples
 from alignment.metrics import check_names
 from alignment.statistics.bootstrap import Interval
 from flows.metrics_log import read_metrics
@@ -163,6 +164,9 @@ def test_rankings_by_people_are_not(tmp_path):
     assert "simulated" not in html.partition("<body>")[2].partition("Every setting")[0].lower()
     assert "people rank" in section_of(html, "pipeline")
     assert "Gold" not in section_of(html, "results")
+    assert "5-fold" in section_of(html, "results")
+    assert "By fold, people&#x27;s pairs: 0.000, 1.000" in section_of(html, "judges")
+    assert "the reward model&#x27;s own score" in html
 
 
 def test_the_headline_shows_value_interval_n_and_goal(run, html):
@@ -195,6 +199,24 @@ def test_the_verdict_is_no_stronger_than_the_interval(run, low, high, words):
     gain = Interval(value=value, low=low, high=high, n=200, clusters=100)
     changed = replace(comparison, difference={**comparison.difference, "gold": gain})
     assert verdict(changed).startswith(words)
+
+
+def test_texts_are_chosen_without_looking_and_then_by_gain(run, html):
+    headings = re.findall(r"<h3>([^<]*)</h3>", section_of(html, "texts"))
+    assert headings == [
+        "Chosen without looking, by a hash of the prompt",
+        "Largest gains in gold",
+        "Largest losses in gold",
+    ]
+    assert section_of(html, "texts").count("<article>") == 40
+
+
+def test_no_gain_and_no_loss_is_shown_where_there_is_none(copy):
+    samples = read_samples(copy / "samples.jsonl")
+    alike = [replace(sample, gold_total=0.5) for sample in samples]
+    write_samples(alike, copy / "samples.jsonl")
+    texts = section_of(report_of(copy), "texts")
+    assert "Largest" not in texts
 
 
 def test_every_stage_has_its_time_and_state(html):
@@ -248,8 +270,9 @@ def test_a_run_that_only_began_gets_a_partial_report(tmp_path):
     assert set(re.findall(r'<section id="(\w+)">', html)) == {"pipeline", "reproduce"}
     assert "This report is partial." in html
     assert "The run is failed. DataError: no." in html
-    assert html.count('class="state not-reached"') == 8
+    assert html.count('class="state not-yet"') == 8
     assert "no results on held-out prompts yet" in html
+    assert 'class="notice bad"' in html
 
 
 @pytest.mark.parametrize(
