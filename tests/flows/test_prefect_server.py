@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from pathlib import Path
 
 import pytest
+from marked_processes import MARK, marked_processes, wait_until_no_process_is_left
 
 from alignment.errors import StoreError
 from flows.environment import NO_TELEMETRY, PRIVATE_SERVER
@@ -18,7 +18,6 @@ from flows.prefect_server import PrivateServer, prefect_api
 pytestmark = pytest.mark.engines
 
 HERE = Path(__file__).parent
-MARK = "ALIGNFLOW_TEST_MARK"
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +43,8 @@ def environ(home, monkeypatch):
     return settings
 
 
-def marked_processes(environ):
-    """Ids of processes, other than this one, that carry the test's mark."""
-    wanted = f"{MARK}={environ[MARK]}".encode()
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-    return found
-
-
-def wait_until_no_process_is_left(environ, timeout_s=15.0):
-    deadline = time.monotonic() + timeout_s
-    while processes := marked_processes(environ):
-        assert time.monotonic() < deadline, f"processes {processes} are left behind"
-        time.sleep(0.1)
-
-
 SCRIPT = """
-    import sys, time
+    import sys
     from pathlib import Path
     from flows.prefect_server import prefect_api, without_heartbeats
 
@@ -83,7 +61,6 @@ SCRIPT = """
 
         server.wait_until_ready()
         with without_heartbeats():
-            begun = time.monotonic()
             result = outer()
             print(result, outer(), flush=True)
         if sys.argv[2] == "hold":
@@ -107,16 +84,16 @@ def test_flows_run_and_nothing_is_left(home, environ):
     assert process.returncode == 0, errors
     assert output == "5 5\n"
     assert (home / "prefect.db").stat().st_size > 0
-    wait_until_no_process_is_left(environ)
+    wait_until_no_process_is_left(environ[MARK])
 
 
 def test_killed_run_takes_its_server_along(home, environ):
     process = start_script(home, "hold")
     assert process.stdout.readline() == "5 5\n"
-    assert len(marked_processes(environ)) == 2
+    assert len(marked_processes(environ[MARK])) == 2
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_until_no_process_is_left(environ)
+    wait_until_no_process_is_left(environ[MARK])
 
 
 def test_server_that_ends_at_once_shows_its_log(tmp_path, environ, monkeypatch):
@@ -137,7 +114,7 @@ def test_server_that_does_not_answer_is_given_up(home, environ):
             server.wait_until_ready(timeout_s=0.01)
     finally:
         server.stop()
-    wait_until_no_process_is_left(environ)
+    wait_until_no_process_is_left(environ[MARK])
 
 
 def test_the_users_own_server_is_used(tmp_path, environ, monkeypatch):
@@ -221,7 +198,7 @@ def test_deployed_run_is_suspended_until_people_have_ranked(home, environ, tmp_p
         in_process(RESUME, run_id)
         assert execute(run_id) == "Completed"
         assert log() == ["stage", "stage", "stage", "digest"]
-    wait_until_no_process_is_left(environ)
+    wait_until_no_process_is_left(environ[MARK])
 
 
 def test_run_without_a_deployment_stops_and_tells(home, environ, tmp_path):
