@@ -72,6 +72,8 @@ def _targets(run: RunContext, result: EvaluationResult) -> dict[str, Target]:
     if result.reward_model is not None:
         for kind in ("all_pairs", "sampled_pairs"):
             accuracy = getattr(result.reward_model, kind)
+            if accuracy is None:
+                continue
             about = "share of held-out pairs ordered as noise-free gold does"
             figures[f"reward_model/accuracy_{kind}"] = (accuracy.accuracy, about)
             figures[f"reward_model/length_baseline_{kind}"] = (
