@@ -142,8 +142,7 @@ def _probability_left(members: Tensor, tiers: Tensor) -> Tensor:
     responses of its best tier are any of the C(n, m) choices, each as probable.
     """
     members, tiers = members.unsqueeze(0), tiers.unsqueeze(1)
-    worst = tiers.max() + 1
-    best = torch.where(members, tiers, worst).amin(-1, keepdim=True)
+    best = torch.where(members, tiers, tiers.max()).amin(-1, keepdim=True)
     is_complete = (members | (tiers <= best)).all(-1) & (best.squeeze(-1) >= 0)
     in_best_tier = tiers == best
     n, m = in_best_tier.sum(-1).double(), (in_best_tier & members).sum(-1).double()
