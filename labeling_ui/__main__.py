@@ -13,17 +13,16 @@ from labeling_ui.server import TOKEN_VARIABLE, run_on, serve
 def main(arguments: list[str] | None = None) -> int:
     """Serves until stopped; 2 after a message on standard error if it cannot."""
     options = _parser().parse_args(arguments)
-    token = os.environ.get(TOKEN_VARIABLE) or None
     try:
         if options.socket is None:
-            serve(options.store, options.round, host=options.host, port=options.port, token=token)
+            serve(options.store, options.round, host=options.host, port=options.port)
         else:
             run_on(
                 socket.socket(fileno=options.socket),
                 options.store,
                 options.round,
                 host=options.host,
-                token=token,
+                token=os.environ.get(TOKEN_VARIABLE) or None,
                 parent=options.parent,
             )
     except KeyboardInterrupt:

@@ -44,7 +44,8 @@ def serve(
     """Serves the ranking page until Ctrl-C; `announce` gets one line with its address.
 
     Without `round_id` the newest open round for people is served. Where other machines can
-    connect, signing in takes a token: the one given, else one drawn now.
+    connect, signing in takes a token: the one given, else that of ALIGNFLOW_LABEL_TOKEN, else one
+    drawn now.
 
     Raises:
         StoreError: the label database cannot be used.
@@ -176,6 +177,7 @@ def check_round(store_path: Path, round_id: str | None) -> None:
 
 
 def _token_for(host: str, token: str | None) -> str | None:
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigError(
             f"the access token has {len(token)} characters; use {MIN_TOKEN_CHARACTERS} or more, "

@@ -140,7 +140,11 @@ def _add_sign_in(site: FastAPI, sessions: Sessions) -> None:
         form = await _read_form(request)
         name, token = form.get("name", "").strip(), form.get("token", "")
         if not sessions.token_fits(token):
-            return _sign_in_page(sessions, name=name, problem="The access code is not right.")
+            return _sign_in_page(
+                sessions,
+                name=name,
+                problem="The access token is not right; it is part of the address you were given.",
+            )
         try:
             check_labeler_name(name, panel="")
         except LabelError as error:
@@ -178,7 +182,7 @@ def _sign_in_page(
 ) -> Response:
     template = Template((STATIC / "sign_in.html").read_text("utf-8"))
     token_field = (
-        '<label>Access code<input name="token" required autocomplete="off" '
+        '<label>Access token<input name="token" required autocomplete="off" '
         f'value="{html.escape(token)}"></label>'
     )
     page = template.substitute(

@@ -94,9 +94,12 @@ def test_rounds_that_people_cannot_rank_are_refused(store_path, store, candidate
         start_server_process(store_path, "nope")
 
 
-def test_a_short_token_is_refused(store_path):
+def test_a_short_token_is_refused(store_path, monkeypatch):
     with pytest.raises(ConfigError, match="has 3 characters; use 12 or more"):
         serve(store_path, host="0.0.0.0", token="abc")
+    monkeypatch.setenv("ALIGNFLOW_LABEL_TOKEN", "four")
+    with pytest.raises(ConfigError, match="has 4 characters"):
+        start_server_process(store_path)
 
 
 def test_the_command_explains_itself(store_path):

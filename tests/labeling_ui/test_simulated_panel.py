@@ -61,10 +61,10 @@ def test_without_noise_honest_labelers_rank_by_gold(store):
 
 def test_noise_flips_some_rankings_and_spares_most(store):
     panel = PanelConfig(noise_sd=0.12, spammers=0)
-    rankings, _ = run_panel(store, ocean_candidates(40), panel)
+    rankings, _ = run_panel(store, ocean_candidates(20), panel)
     tops = Counter(r.tiers.index(0) for r in rankings)
     assert len({r.tiers for r in rankings}) > 1
-    assert tops[1] > 100  # 'good' wins nearly always: gold differs by several noise deviations
+    assert tops[1] > 50  # 'good' wins nearly always: gold differs by several noise deviations
 
 
 def test_the_same_seed_gives_the_same_digest_in_any_store(tmp_path):
@@ -89,7 +89,7 @@ def test_an_interrupted_panel_goes_on_to_the_same_rankings(tmp_path):
 
         def submit(self, *args, **kwargs):
             Interrupting.calls += 1
-            if Interrupting.calls % 5 == 0:  # dies holding a card
+            if Interrupting.calls % 4 == 0:  # dies holding a card, at another labeler's turn
                 raise InterruptedPanelError
             return super().submit(*args, **kwargs)
 

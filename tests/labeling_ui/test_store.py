@@ -109,9 +109,9 @@ def test_identical_texts_are_shown_once_and_tied(store):
     round_id = store.publish_round(candidates, rankings_per_prompt=1).round_id
     card = store.claim(round_id, "Ada")
     assert sorted(r.text for r in card.responses) == ["other", "same"]
-    tiers = [0 if r.text == "same" else 1 for r in card.responses]
+    tiers = [1 if r.text == "same" else 0 for r in card.responses]
     store.submit(card.assignment_id, "Ada", submission_id="submission-1", tiers=tiers)
-    assert store.rankings(round_id)[0].tiers == (0, 1, 0)
+    assert store.rankings(round_id)[0].tiers == (1, 0, 1)
 
 
 def test_a_prompt_with_nothing_to_rank_is_left_out(store):
