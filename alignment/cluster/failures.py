@@ -35,7 +35,7 @@ def explain_failures(
     pid = pids.get(rank)
     who = f"{role} rank {rank}" + (f" (process {pid})" if pid else "")
     return ClusterError(
-        f"{who} died in {operation}: {_first_line(error)}\n{log_tail(logs, pid)}"
+        f"{who} died in {operation}: {_reason(error)}\n{log_tail(logs, pid)}"
         "A stage that was interrupted goes on from its newest checkpoint when run again."
     )
 
@@ -79,9 +79,15 @@ def _severity(error: Exception) -> int:
 
 
 def _own_traceback(error: RayTaskError) -> str:
-    return "\n".join(str(error.traceback_str).strip().splitlines()[-LOG_LINES:])
+    return "\n".join(str(error).strip().splitlines()[-LOG_LINES:])
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if "creation task" in lines[0]:
+        return lines[-1]
+    if "unexpectedly" in lines[0]:
+        return "its process ended: out of memory, killed from outside, or crashed in native code"
+    return lines[0]

@@ -97,6 +97,7 @@ class GeneratorActor:
         for piece in pieces:
             self._llm.update_weights({"update_info": {"source": piece}})
         self._llm.finish_weight_update(weight_version=str(version))
+        self._require_complete(version)
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
@@ -118,6 +119,15 @@ class GeneratorActor:
             "policy_version": self._version,
             "device": str(self.device),
         }
+
+    def _require_complete(self, version: int) -> None:
+        for missing in self._llm.collective_rpc(_missing_weights):
+            if missing:
+                raise ClusterError(
+                    f"{self.spec.name} rank {self.rank}: weights of version {version} lack "
+                    f"{len(missing)} of the engine's parameters, {missing[0]} first; load complete "
+                    "weights before generating"
+                )
 
     def _compare(self, probe: WeightProbe, version: int) -> None:
         from vllm import SamplingParams
@@ -213,6 +223,11 @@ def _response(completion: Any, version: int) -> GeneratedResponse:
         finished=completion.finish_reason == "stop",
         policy_version=version,
     )
+
+
+def _missing_weights(worker: Any) -> list[str]:
+    missing: list[str] = worker.weight_transfer_engine.missing
+    return missing
 
 
 def _repack_tied_head(model: Any) -> None:

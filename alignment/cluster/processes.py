@@ -14,14 +14,21 @@ from alignment.errors import ClusterError
 EngineName = Literal["torch", "deepspeed", "vllm"]
 
 
-def actor_environment(config: ClusterConfig, engine: EngineName, *, gpus: int) -> dict[str, str]:
-    """Environment variables an actor must have before its engine is imported."""
+def actor_environment(
+    config: ClusterConfig, engine: EngineName, *, gpus: int, scratch: Path
+) -> dict[str, str]:
+    """Environment variables an actor must have before its engine is imported.
+
+    `scratch` is a folder that goes when the cluster closes: vLLM leaves files in TMPDIR.
+    """
     environment = {
         "OMP_NUM_THREADS": str(config.threads),
         "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if not gpus:
+        environment["TMPDIR"] = str(scratch)
     if engine == "deepspeed" and not gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     if engine == "vllm":

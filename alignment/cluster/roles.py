@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup
-from alignment.cluster.shards import merge_grids, merge_rows, merge_metrics, shard_batch
+from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
 from alignment.cluster.weights import FolderWeights, PolicyWeights
 from alignment.errors import DataError
 from alignment.experience import (

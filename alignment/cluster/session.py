@@ -57,6 +57,11 @@ class Cluster:
             finally:
                 cluster.stop_roles(list(cluster._roles))
 
+    @property
+    def scratch(self) -> Path:
+        """Ray's session folder on this machine; a private Ray removes it when it ends."""
+        return self.logs.resolve().parent
+
     def start_roles(self, specs: Sequence[RoleSpec]) -> dict[str, Any]:
         """Start roles side by side and wait until all are ready; returns them by name.
 
@@ -96,7 +101,9 @@ class Cluster:
 
     def _create_actors(self, spec: RoleSpec, reserved: ReservedPlacement) -> ActorGroup:
         gpus = spec.resources.gpus_per_rank
-        environment = actor_environment(self.config, _engine_of(spec), gpus=gpus)
+        environment = actor_environment(
+            self.config, _engine_of(spec), gpus=gpus, scratch=self.scratch
+        )
         actors = [
             ray.remote(_actor_class(spec))
             .options(

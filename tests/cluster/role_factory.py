@@ -1,17 +1,28 @@
 """Specs, batches and losses for the tests of the cluster roles."""
 
+import hashlib
+import os
 import random
-from dataclasses import replace
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
+import torch
 
+from alignment.cluster.generator import GeneratorActor
 from alignment.cluster.groups import ActorGroup, Deadline
 from alignment.cluster.processes import actor_environment
 from alignment.cluster.session import Cluster
+from alignment.cluster.trainable import TrainableActor
+from alignment.cluster.weights import PolicyWeights, WeightBucket, WeightProbe, read_folder
 from alignment.config import ClusterConfig, OptimizerConfig, RoleResources, TrainingConfig
+from alignment.errors import NumericsError
 from alignment.experience import EncodedPrompt, TokenBatch, batch_from_rows
+from alignment.models.loading import load_language_model
 from alignment.role_specs import TrainableSpec
 from alignment.training.roles import LogprobOutputs, LossSums, ValueOutputs
 
@@ -75,11 +86,80 @@ def squared_value(outputs: ValueOutputs, batch: TokenBatch) -> LossSums:
     return LossSums(loss=(outputs.new_values[batch.response_mask] - 1).square().sum(), metrics={})
 
 
+def not_a_number(outputs: Any, batch: Any) -> LossSums:
+    return LossSums(loss=outputs.new_logprobs.sum() * float("nan"), metrics={})
+
+
+class RevealingActor(TrainableActor):
+    """Tells the gradient that reached AdamW: its first moment after one step is 0.1 of it."""
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        first_beta = self.spec.optimizer.betas[0]
+        optimizer = self._engine.optimizer
+        if self.spec.training.zero_stage in (1, 2):
+            # DeepSpeed 0.19.8 links parameters to their states after the first group's step, when
+            # the second group has none yet.
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+        revealed = {}
+        for name, parameter in self._own.named_parameters():
+            if self.spec.training.zero_stage:
+                moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+            else:
+                moment = optimizer.state[parameter]["exp_avg"]
+            revealed[name] = (moment / (1 - first_beta)).clone()
+        return revealed
+
+    def weight_digest(self) -> str:
+        digest = hashlib.sha256()
+        for _, parameter in self._own.named_parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def draw_random_numbers(self) -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+class PlainActor:
+    """No engine: for what the group does when an actor fails, hangs or dies."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def describe(self) -> dict[str, Any]:
+        return {"pid": os.getpid()}
+
+    def answer(self) -> int:
+        return self.rank
+
+    def refuse_on(self, rank: int) -> int:
+        """One rank refuses; the others would wait for it for ever."""
+        if self.rank == rank:
+            raise NumericsError(f"rank {rank} has seen a NaN")
+        time.sleep(3600)
+        return self.rank
+
+    def crash(self) -> None:
+        raise KeyError("a mistake of ours")
+
+    def die_on(self, rank: int) -> None:
+        if self.rank == rank:
+            print("last words", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        raise RuntimeError("connection closed by peer")
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 def start_group(
     cluster: Cluster, actor_class: type[Any], spec: TrainableSpec, config: ClusterConfig
 ) -> ActorGroup:
     """Ranks of a test's own trainable class, started like the real ones."""
-    environment = actor_environment(config, "deepspeed", gpus=0)
+    environment = actor_environment(config, "deepspeed", gpus=0, scratch=cluster.scratch)
     actors = [
         ray.remote(actor_class)
         .options(num_cpus=0.1, runtime_env={"env_vars": environment})
@@ -93,5 +173,50 @@ def start_group(
     return group
 
 
-def with_name(spec: TrainableSpec, name: str) -> TrainableSpec:
-    return replace(spec, name=name)
+class SabotagedGenerator(GeneratorActor):
+    """The real rollout engine, with prefix caching on, and every wrong way to give it weights."""
+
+    def start(self) -> None:
+        from alignment.cluster import generator
+
+        original = generator.engine_arguments
+        generator.engine_arguments = lambda *args: original(*args) | {"enable_prefix_caching": True}
+        super().start()
+
+    def load_without_transfer_engine(self, folder: Path) -> str:
+        weights = list(read_folder(folder))
+        try:
+            self._llm.apply_model(lambda model: model.load_weights(weights))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    def load_weights_only(self, folder: Path) -> None:
+        self._llm.start_weight_update()
+        self._llm.update_weights({"update_info": {"source": folder}})
+        self._llm.finish_weight_update()
+
+    def load_one_bucket_of_two(self, folder: Path) -> None:
+        named = list(read_folder(folder))
+        half = {name: ("float32", tensor.numpy()) for name, tensor in named[: len(named) // 2]}
+        bucket = WeightBucket(reference=ray.put(half))
+        probe = self.own_probe(folder)
+        self.load_weights(PolicyWeights(buckets=(bucket,), probe=probe), 2)
+
+    def repack(self) -> None:
+        from alignment.cluster.generator import _repack_tied_head
+
+        self._llm.apply_model(_repack_tied_head)
+
+    def reset_cache(self) -> None:
+        self._llm.reset_prefix_cache()
+
+    def own_probe(self, folder: Path) -> WeightProbe:
+        tokens = [7, 11, 13, 17, 19, 23]
+        batch = batch_from_rows([tokens[:1]], [tokens[1:]])
+        outputs = load_language_model(folder)(batch.token_ids, batch.response_mask)
+        logprobs = outputs.new_logprobs[0, 1:].tolist()
+        return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs))
+
+    def compare(self, probe: WeightProbe) -> None:
+        self._compare(probe, 1)

@@ -3,7 +3,7 @@
 import torch
 from role_factory import random_batch
 
-from alignment.cluster.shards import merge_grids, merge_rows, merge_metrics, shard_batch
+from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
 from alignment.experience import PreferenceBatch
 
 

@@ -1,0 +1,91 @@
+"""A checkpoint continues bit for bit in another process, or is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from role_factory import (
+    RevealingActor,
+    negative_logprob,
+    random_batch,
+    start_group,
+    trainable_spec,
+)
+
+from alignment.cluster.groups import ActorGroup
+from alignment.cluster.roles import RemotePolicy
+from alignment.cluster.session import Cluster
+from alignment.errors import CheckpointError
+
+pytestmark = pytest.mark.engines
+
+
+def train(policy: RemotePolicy, steps: range) -> list[tuple[float, float]]:
+    record = []
+    for step in steps:
+        batch = random_batch(6, seed=step)
+        tokens = float(batch.response_mask.sum())
+        loss = policy.forward_backward(batch, negative_logprob, denominator=tokens)["loss"]
+        record.append((loss, policy.step().learning_rate))
+    return record
+
+
+def numbers_drawn(group: ActorGroup) -> list[Any]:
+    return group.call("draw_random_numbers")
+
+
+@pytest.mark.parametrize(("zero_stage", "ranks"), [(0, 1), (2, 2)])
+def test_a_fresh_process_continues_bit_for_bit(
+    cluster: Cluster,
+    tiny_model: Path,
+    tmp_path: Path,
+    zero_stage: Literal[0, 2],
+    ranks: int,
+) -> None:
+    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=ranks)
+    first = start_group(cluster, RevealingActor, spec, cluster.config)
+    try:
+        policy = RemotePolicy(first)
+        train(policy, range(0, 2))
+        policy.save_checkpoint(tmp_path / "checkpoint")
+        expected_numbers = numbers_drawn(first)
+        expected = train(policy, range(2, 4))
+        expected_digest = first.call("weight_digest")
+    finally:
+        first.end("the test is over")
+
+    second = start_group(cluster, RevealingActor, spec, cluster.config)
+    try:
+        policy = RemotePolicy(second)
+        _refusals(policy, tmp_path / "checkpoint")
+        assert second.call("weight_digest") != expected_digest
+        policy.load_checkpoint(tmp_path / "checkpoint")
+        assert numbers_drawn(second) == expected_numbers
+        assert train(policy, range(2, 4)) == expected
+        assert second.call("weight_digest") == expected_digest
+        assert second.call("describe")[0]["steps"] == 4
+    finally:
+        second.end("the test is over")
+
+
+def _refusals(policy: RemotePolicy, checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no contents\.json: it was never finished"):
+        policy.load_checkpoint(checkpoint / "nowhere")
+
+    states = checkpoint / "random_states_rank0.pt"
+    kept = states.read_bytes()
+    states.unlink()
+    with pytest.raises(CheckpointError, match=r"random_states_rank0\.pt is missing"):
+        policy.load_checkpoint(checkpoint)
+    states.write_bytes(kept[:-1])
+    with pytest.raises(CheckpointError, match=r"has \d+ bytes instead of \d+"):
+        policy.load_checkpoint(checkpoint)
+    states.write_bytes(kept)
+
+    contents = checkpoint / "contents.json"
+    written = contents.read_text()
+    contents.write_text(json.dumps(json.loads(written) | {"ranks": 4}))
+    with pytest.raises(CheckpointError, match=r"written with ranks 4, this role has \d"):
+        policy.load_checkpoint(checkpoint)
+    contents.write_text(written)

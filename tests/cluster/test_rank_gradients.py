@@ -1,0 +1,84 @@
+"""Two DeepSpeed ranks with unequal shares have one process's gradient."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from role_factory import (
+    RevealingActor,
+    negative_logprob,
+    not_a_number,
+    random_batch,
+    start_group,
+    trainable_spec,
+)
+
+from alignment.cluster.roles import RemotePolicy
+from alignment.cluster.session import Cluster
+from alignment.cluster.shards import shard_batch
+from alignment.errors import NumericsError
+from alignment.models.loading import load_language_model
+from alignment.models.passes import microbatches
+from alignment.role_specs import TrainableSpec
+from alignment.roles_local import LocalTrainable
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_unequal_ranks_have_the_gradient_of_one_process(
+    cluster: Cluster, tiny_model: Path, zero_stage: Literal[0, 2, 3]
+) -> None:
+    spec = trainable_spec("policy", tiny_model, ranks=2, zero_stage=zero_stage, learning_rate=0.01)
+    batch = random_batch(5, seed=11, longest=60)
+    shares = [shard.batch for shard in shard_batch(batch, 2)]
+    assert len({len(microbatches(share, tokens=64)) for share in shares}) == 2
+    assert len({int(share.response_mask.sum()) for share in shares}) == 2
+
+    group = start_group(cluster, RevealingActor, spec, cluster.config)
+    try:
+        _compare_with_one_process(RemotePolicy(group), spec, batch, tiny_model)
+        _a_step_with_nan_changes_nothing(RemotePolicy(group), batch)
+    finally:
+        group.end("the test is over")
+
+
+def _compare_with_one_process(
+    policy: RemotePolicy, spec: TrainableSpec, batch: Any, tiny_model: Path
+) -> None:
+    local = LocalTrainable(load_language_model(tiny_model), spec)
+    tokens = float(batch.response_mask.sum())
+    expected = local.forward_backward(batch, negative_logprob, denominator=tokens)
+    gradients = {n: p.grad.clone() for n, p in local.module.named_parameters()}
+
+    sums = policy.forward_backward(batch, negative_logprob, denominator=tokens)
+    assert sums["tokens"] == tokens
+    assert sums["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    report, expected_report = policy.step(), local.step()
+    assert report.gradient_norm == pytest.approx(expected_report.gradient_norm, rel=1e-5)
+    assert report.learning_rate == pytest.approx(expected_report.learning_rate)
+    for revealed in policy.group.call("gradients"):
+        assert revealed.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(revealed[name], gradient, atol=1e-6, rtol=1e-5)
+
+    # Two calls before a step add up, and one row leaves the second rank without work.
+    for share in shard_batch(batch, 2):
+        policy.forward_backward(share.batch, negative_logprob, denominator=tokens)
+        local.forward_backward(share.batch, negative_logprob, denominator=tokens)
+    one_row = shard_batch(batch, 5)[0].batch
+    policy.forward_backward(one_row, negative_logprob, denominator=tokens)
+    local.forward_backward(one_row, negative_logprob, denominator=tokens)
+    assert policy.step().gradient_norm == pytest.approx(local.step().gradient_norm, rel=1e-5)
+    torch.testing.assert_close(policy.logprobs(batch), local.logprobs(batch), atol=1e-4, rtol=0)
+    sent = policy.weights()
+    assert len(sent.probe.logprobs) == 31
+
+
+def _a_step_with_nan_changes_nothing(policy: RemotePolicy, batch: Any) -> None:
+    before = policy.logprobs(batch)
+    policy.forward_backward(batch, not_a_number, denominator=1.0)
+    with pytest.raises(NumericsError, match=r"policy: the gradient norm is (nan|inf)"):
+        policy.step()
+    assert torch.equal(policy.logprobs(batch), before)
