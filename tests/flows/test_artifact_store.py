@@ -33,14 +33,14 @@ def make_request(**overrides):
     return StageRequest(**(values | overrides))
 
 
-def finish(store, request, run="one"):
+def finish(store, request, run="one", folder="model", weights="weights.bin"):
     with store.open_stage(request, run=run) as workspace:
-        model = workspace.output("model")
+        model = workspace.output(folder)
         model.mkdir()
         (model / "config.json").write_text("{}")
-        (model / "weights.bin").write_bytes(bytes(range(256)))
+        (model / weights).write_bytes(bytes(range(256)))
         workspace.output("report.txt").write_text("fine")
-        return workspace.commit(outputs=["model", "report.txt"], metrics={"loss": 1.5})
+        return workspace.commit(outputs=[folder, "report.txt"], metrics={"loss": 1.5})
 
 
 @pytest.fixture
@@ -116,13 +116,11 @@ def test_digest_of_a_folder_depends_on_names_and_contents_alone(store):
     assert first.digest("model") == second.digest("model")
     assert first.digest_all == second.digest_all
     assert first.digest("model") != first.digest_all
-    third = make_request(seed=2)
-    with store.open_stage(third) as workspace:
-        workspace.output("model").mkdir()
-        (workspace.output("model") / "config.json").write_text("{}")
-        (workspace.output("model") / "other.bin").write_bytes(bytes(range(256)))
-        artifact = workspace.commit(outputs=["model"])
-    assert artifact.digest("model") != first.digest("model")
+    renamed = finish(store, make_request(seed=2), folder="policy")
+    assert renamed.digest("policy") == first.digest("model")
+    assert renamed.digest_all != first.digest_all
+    other_file = finish(store, make_request(seed=3), weights="other.bin")
+    assert other_file.digest("model") != first.digest("model")
 
 
 def test_unknown_output_names_those_there_are(store):
@@ -350,7 +348,7 @@ def test_manifest_that_cannot_be_written_leaves_the_stage_unfinished(store, monk
     request = make_request()
     with store.open_stage(request) as workspace:
         workspace.output("model").write_text("whole")
-        monkeypatch.setattr(os, "fsync", _disk_full)
+        monkeypatch.setattr("flows.durable.json.dump", _write_half_then_fail)
         with pytest.raises(StoreError, match="make room"):
             workspace.commit(outputs=["model"])
         monkeypatch.undo()
@@ -360,7 +358,8 @@ def test_manifest_that_cannot_be_written_leaves_the_stage_unfinished(store, monk
     assert store.lookup(request) is not None
 
 
-def _disk_full(descriptor):
+def _write_half_then_fail(value, file, **options):
+    file.write("{")
     raise OSError(28, "No space left on device")
 
 

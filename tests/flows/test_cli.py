@@ -144,7 +144,7 @@ def test_a_file_beats_a_shipped_name(tmp_path, monkeypatch):
     assert config_path("quickstart") == Path("quickstart")
 
 
-@pytest.mark.parametrize("overrides", [[], ["model.source='a \"b\" é'", "ppo.value_clip=1e-05"]])
+@pytest.mark.parametrize("overrides", [[], ["model.source='a \"b\" é 🙂'", "ppo.value_clip=1e-05"]])
 def test_printed_settings_are_read_again(overrides, tmp_path):
     config = load_config([config_path("tiny")], overrides)
     path = tmp_path / "printed.toml"
