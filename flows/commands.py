@@ -17,7 +17,7 @@ from flows.interruption import interruptible
 from flows.prefect_server import prefect_api, without_heartbeats
 from flows.run_record import RunOptions, RunOutcome, read_run
 from flows.shipped_configs import config_path
-from flows.summary import SUMMARY_NAME, read_summary
+from flows.summary import read_summary
 
 REPORT_NAME = "report.html"
 
@@ -151,13 +151,15 @@ def _run_flow(config: PipelineConfig, options: RunOptions) -> RunOutcome:
 
 
 def _tell_outcome(outcome: RunOutcome) -> int:
-    print(f"summary: {outcome.folder / SUMMARY_NAME}")
-    if outcome.report is not None:
-        print(f"report:  {outcome.report}")
-    checks = read_summary(outcome.folder).checks
-    failed = {name: check for name, check in checks.items() if not check.passed}
-    for name, check in failed.items():
-        print(f"alignflow: check {name} failed: {check.detail}", file=sys.stderr)
+    from rich.console import Console
+
+    from flows.results import print_results
+
+    summary = read_summary(outcome.folder)
+    print_results(Console(highlight=False), summary, outcome.report)
+    failed = [name for name, check in summary.checks.items() if not check.passed]
+    if failed:
+        print(f"alignflow: the run's check {', '.join(failed)} failed", file=sys.stderr)
     return FAILED if failed else 0
 
 

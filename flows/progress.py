@@ -5,7 +5,7 @@ line when it begins and when it ends, and one every `interval_s` seconds in betw
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,7 +21,6 @@ from flows.interruption import raise_if_interrupted
 _REDRAWS_PER_SECOND = 2
 _PLAIN_INTERVAL_S = 20.0
 _SYMBOLS = {"working": ("●", "cyan"), "done": ("✓", "green"), "stopped": ("✗", "red")}
-RESULT_HEADINGS = ("held out", "SFT", "PPO", "PPO - SFT [95% interval]")
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -154,17 +153,6 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self.console.print(escape(text), soft_wrap=True)
-
-    def results(
-        self, rows: Sequence[Sequence[str]], headings: Sequence[str] = RESULT_HEADINGS
-    ) -> None:
-        """Print the run's final table, one sequence of cells a row."""
-        table = Table()
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        self.console.print(table)
 
     def _print(self, line: StageLine) -> None:
         if self._live is None:

@@ -186,7 +186,7 @@ def test_output_may_end_early():
 
 def test_report_for_people_and_programs(finished_run, capsys):
     assert main(["report", "one", "--runs", str(finished_run.parent)]) == 0
-    assert "gain/gold" in capsys.readouterr().out
+    assert "PPO - SFT" in capsys.readouterr().out
     assert main(["report", str(finished_run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["targets"]["gain/gold"]["n"] == 56
 

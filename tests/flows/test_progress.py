@@ -114,29 +114,38 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_results_table_has_every_cell(clock):
-    console = make_console()
-    Progress(console, now=clock).results([("gold", "0.61", "0.71", "+0.10 [+0.04, +0.16]")])
-    text = console.file.getvalue()
-    for cell in ("held out", "gold", "0.61", "0.71", "+0.10 [+0.04, +0.16]"):
-        assert cell in text
-
-
 def test_summary_for_people(tmp_path):
     console = make_console()
     summary = make_summary(
-        targets={"gain/gold": make_target(), "accuracy": make_target(low=None, high=None)},
+        targets={
+            "sft/gold": make_target(value=0.61),
+            "ppo/gold": make_target(value=0.71),
+            "gain/gold": make_target(value=0.1),
+            "ppo/kl_nats": make_target(value=1.6, unit="nats"),
+            "reward_model/accuracy": make_target(value=0.77, n=807, low=None, high=None),
+        },
         checks={"kl": Check(passed=False, detail="9 nats, budget 8")},
         timing=make_timing(),
     )
     print_results(console, summary, tmp_path / "report.html")
     text = console.file.getvalue()
-    assert "[0.03, 0.15]" in text
+    rows = {row[0]: row for row in map(cells_of, text.splitlines()) if row}
+    assert rows["gold"] == ["gold", "0.61", "0.71", "+0.1 [+0.03, +0.15]", "56"]
+    assert rows["kl_nats"] == ["kl_nats", "", "1.6 nats", "", "56"]
+    assert rows["reward_model/accuracy"] == ["reward_model/accuracy", "0.77", "", "807"]
     assert "SIMULATED" in text
     assert "FAILED kl: 9 nats, budget 8" in text
     assert "orchestration 15.0 s" in text
     assert "reused data" in text
     assert "report.html" in text
+    assert summary.command in text
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.split("│")[1:-1]]
+
+
+def test_people_are_not_called_simulated():
     console = make_console()
     print_results(console, make_summary(simulated_labels=False), None)
     assert "SIMULATED" not in console.file.getvalue()
