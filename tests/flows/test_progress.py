@@ -136,7 +136,7 @@ def test_summary_for_people(tmp_path):
     assert "SIMULATED" in text
     assert "FAILED kl: 9 nats, budget 8" in text
     assert "orchestration 15.0 s" in text
-    assert "reused data" in text
+    assert "reused   data" in text
     assert "report.html" in text
     assert summary.command in text
 
