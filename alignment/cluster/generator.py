@@ -7,12 +7,13 @@ is tied to the embeddings; everywhere, the prefix cache.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.weights import (
     FolderWeights,
-    PolicyWeights,
+    ObjectStoreWeights,
     WeightProbe,
     require_same_shapes,
     weight_shapes,
@@ -58,7 +59,6 @@ class GeneratorActor:
         from vllm import LLM
 
         self._llm = LLM(**engine_arguments(spec, self.config))
-        self._llm.init_weight_transfer_engine({"init_info": {}})
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, seeds: Sequence[int]
@@ -78,8 +78,8 @@ class GeneratorActor:
         )
         return [_response(output.outputs[0], version) for output in outputs]
 
-    def load_weights(self, weights: PolicyWeights | FolderWeights, version: int) -> None:
-        """Replace the weights and everything computed from the old ones, and prove it.
+    def load_weights(self, weights: ObjectStoreWeights | FolderWeights, version: int) -> None:
+        """Replace the weights, and everything computed from the old ones.
 
         Raises:
             ModelError: a folder's weights are of another shape; nothing was changed.
@@ -87,22 +87,24 @@ class GeneratorActor:
                 log-probabilities; it refuses to generate from then on.
         """
         if isinstance(weights, FolderWeights):
-            given = weight_shapes(weights.folder)
-            require_same_shapes(self._shapes, given, source=f"model folder {weights.folder}")
-            pieces: list[Any] = [weights.folder]
+            self._load_folder(weights.folder)
+            self.adopt_weights(version, None)
         else:
-            pieces = list(weights.buckets)
+            self._load_buckets(weights, version)
+            self.adopt_weights(version, weights.probe)
+
+    def synchronise(self, operation: str, *arguments: Any) -> None:
+        """One of vLLM's four weight-update calls, made by a policy that sends over NCCL."""
         self._version = None
-        self._llm.start_weight_update()
-        for piece in pieces:
-            self._llm.update_weights({"update_info": {"source": piece}})
-        self._llm.finish_weight_update(weight_version=str(version))
-        self._require_complete(version)
+        getattr(self._llm, operation)(*arguments)
+
+    def adopt_weights(self, version: int, probe: WeightProbe | None) -> None:
+        """Put right what a weight update leaves stale, check the result, and use it."""
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
-        if isinstance(weights, PolicyWeights):
-            self._compare(weights.probe, version)
+        if probe is not None:
+            self._compare(probe, version)
         self._version = version
 
     def describe(self) -> dict[str, Any]:
@@ -120,7 +122,19 @@ class GeneratorActor:
             "device": str(self.device),
         }
 
-    def _require_complete(self, version: int) -> None:
+    def _load_folder(self, folder: Path) -> None:
+        given = weight_shapes(folder)
+        require_same_shapes(self._shapes, given, source=f"model folder {folder}")
+        self._version = None
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+
+    def _load_buckets(self, weights: ObjectStoreWeights, version: int) -> None:
+        self._version = None
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._llm.start_weight_update()
+        for bucket in weights.buckets:
+            self._llm.update_weights({"update_info": {"bucket": bucket}})
+        self._llm.finish_weight_update(weight_version=str(version))
         for missing in self._llm.collective_rpc(_missing_weights):
             if missing:
                 raise ClusterError(
@@ -184,11 +198,6 @@ class GeneratorActor:
 
 def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, Any]:
     """Arguments of `vllm.LLM`; nothing that would change what is sampled is left to defaults."""
-    from vllm.config import WeightTransferConfig
-
-    from alignment.cluster import weight_transfer
-
-    weight_transfer.register()
     arguments: dict[str, Any] = {
         "model": str(spec.model_folder),
         "dtype": spec.precision,
@@ -198,17 +207,23 @@ def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, An
         "generation_config": "vllm",  # not the folder's: it may set top-p or a penalty
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
-        "weight_transfer_config": WeightTransferConfig(backend=weight_transfer.BACKEND),
         "disable_log_stats": True,
         "seed": 0,  # each request has its own
     }
     gpus = spec.resources.gpus_per_rank
     if gpus:
         return arguments | {
+            "weight_transfer_config": {"backend": "nccl"},
             "tensor_parallel_size": gpus,
             "gpu_memory_utilization": config.gpu_memory_fraction,
         }
-    return arguments | {"enforce_eager": True}
+    from alignment.cluster import weight_transfer
+
+    weight_transfer.register()
+    return arguments | {
+        "weight_transfer_config": {"backend": weight_transfer.BACKEND},
+        "enforce_eager": True,
+    }
 
 
 def _response(completion: Any, version: int) -> GeneratedResponse:

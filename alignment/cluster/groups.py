@@ -73,11 +73,18 @@ class ActorGroup:
     """N rank actors of one role."""
 
     def __init__(
-        self, role: str, actors: Sequence[Any], *, call_timeout_s: float, logs: Path
+        self,
+        role: str,
+        actors: Sequence[Any],
+        *,
+        call_timeout_s: float,
+        logs: Path,
+        gpus_per_rank: int = 0,
     ) -> None:
         self.role = role
         self.actors = list(actors)
         self.logs = logs
+        self.gpus_per_rank = gpus_per_rank
         self._call_timeout_s = call_timeout_s
         self._pids: dict[int, int] = {}
         self._lost: str | None = None

@@ -5,6 +5,7 @@ ranks here, and the answers put together again in the batch's own row order.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
-from alignment.cluster.weights import FolderWeights, PolicyWeights
+from alignment.cluster.weights import FolderWeights, ObjectStoreWeights, WeightProbe
 from alignment.errors import DataError
 from alignment.experience import (
     EncodedPrompt,
@@ -82,6 +83,14 @@ class RemoteTrainable(RemoteRole):
         self.group.call("export", folder.absolute())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NcclWeights:
+    """A policy on GPUs, whose weights go straight to the engines when they load this handle."""
+
+    policy: ActorGroup
+    probe: WeightProbe
+
+
 class RemotePolicy(RemoteTrainable):
     """The language model being trained."""
 
@@ -89,10 +98,16 @@ class RemotePolicy(RemoteTrainable):
         """Log-probability of each response token, float32 [B, T]."""
         return self._grids("logprobs", batch)
 
-    def weights(self) -> PolicyWeights:
-        """The current weights in Ray's object store, for `RemoteGenerator.load_weights`."""
-        weights: PolicyWeights = self.group.call("weights")[0]
-        return weights
+    def weights(self) -> ObjectStoreWeights | NcclWeights:
+        """A handle on the current weights, for `RemoteGenerator.load_weights`.
+
+        Load it before the next `step()`: on GPUs nothing is copied until then.
+        """
+        probe = self.group.call("probe")[0]
+        if self.group.gpus_per_rank:
+            return NcclWeights(policy=self.group, probe=probe)
+        buckets = self.group.call("copy_weights")[0]
+        return ObjectStoreWeights(buckets=tuple(buckets), probe=probe)
 
 
 class RemoteValueTrainable(RemoteTrainable):
@@ -143,9 +158,15 @@ class RemoteGenerator(RemoteRole):
         )
         return _rollout(prompts, [response for answer in answers for response in answer])
 
-    def load_weights(self, weights: PolicyWeights | FolderWeights, *, version: int) -> None:
+    def load_weights(
+        self, weights: ObjectStoreWeights | NcclWeights | FolderWeights, *, version: int
+    ) -> None:
         """Use these weights from now on and stamp later rollouts with `version`."""
-        self.group.call("load_weights", weights, version)
+        if isinstance(weights, NcclWeights):
+            weights.policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
+            self.group.call("adopt_weights", version, weights.probe)
+        else:
+            self.group.call("load_weights", weights, version)
 
 
 def _contiguous_spans(items: int, parts: int) -> list[slice]:

@@ -116,7 +116,11 @@ class Cluster:
             for rank, options in enumerate(reserved.actor_options(spec.name))
         ]
         return ActorGroup(
-            spec.name, actors, call_timeout_s=self.config.call_timeout_s, logs=self.logs
+            spec.name,
+            actors,
+            call_timeout_s=self.config.call_timeout_s,
+            logs=self.logs,
+            gpus_per_rank=gpus,
         )
 
     def _actor_arguments(self, spec: RoleSpec) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from alignment.cluster.process_group import (
 )
 from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.shards import Shard
-from alignment.cluster.weights import PolicyWeights, WeightProbe, put_in_buckets
+from alignment.cluster.weights import WeightBucket, WeightProbe, put_in_buckets
 from alignment.errors import NumericsError
 from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
@@ -58,6 +58,7 @@ class TrainableActor:
         self._store: Any = None
         self._engine: Any = None
         self._clip: ClipAndReport | None = None
+        self._sender: tuple[list[Any], Any] | None = None
 
     def open_meeting_point(self) -> tuple[str, int]:
         """Rank 0 only: host and port where the other ranks join."""
@@ -133,17 +134,35 @@ class TrainableActor:
         self._keep_in_step(shard.batch)
         return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
-    def weights(self) -> PolicyWeights:
-        """Rank 0: the weights under their published names, in Ray's object store."""
-        assert isinstance(self._own, LanguageModel)
-        parameters = dict(self._own.causal_lm.named_parameters())
-        names = [name for name, _ in self._own.named_weights()]
-        buckets = put_in_buckets(
-            ((name, parameters[name]) for name in names),
-            gather=gathered_parameters,
-            keep=self.rank == 0,
-        )
-        return PolicyWeights(buckets=tuple(buckets), probe=self._probe(self._own))
+    def copy_weights(self) -> list[WeightBucket]:
+        """Rank 0: the weights in Ray's object store; other ranks: nothing."""
+        parameters = self._published_parameters()
+        return put_in_buckets(parameters, gather=gathered_parameters, keep=self.rank == 0)
+
+    def send_weights(self, engines: list[Any], workers_per_engine: int) -> None:
+        """The weights to rollout engines on GPUs, over NCCL; connects the first time."""
+        if self._sender is None or self._sender[0] != engines:
+            from alignment.cluster.nccl_transfer import connect_policy
+
+            connection = connect_policy(
+                self._published_parameters(),
+                engines,
+                rank=self.rank,
+                workers_per_engine=workers_per_engine,
+            )
+            self._sender = (engines, connection)
+        self._sender[1].send_weights()
+
+    def probe(self) -> WeightProbe:
+        """What the present weights make of one sequence; see `WeightProbe`."""
+        policy = self._language_model()
+        vocabulary = int(policy.causal_lm.config.vocab_size)
+        drawn = torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
+        batch = batch_from_rows([tokens[:1]], [tokens[1:]])
+        with plain_arithmetic(self._engine, policy):
+            logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
+        return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Weights, optimiser, schedule and random states of this rank."""
@@ -176,14 +195,14 @@ class TrainableActor:
             "device": str(self.device),
         }
 
-    def _probe(self, policy: LanguageModel) -> WeightProbe:
-        vocabulary = int(policy.causal_lm.config.vocab_size)
-        drawn = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
-        batch = batch_from_rows([tokens[:1]], [tokens[1:]])
-        with plain_arithmetic(self._engine, policy):
-            logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
-        return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
+    def _language_model(self) -> LanguageModel:
+        assert isinstance(self._own, LanguageModel), "only a policy has weights to publish"
+        return self._own
+
+    def _published_parameters(self) -> dict[str, Tensor]:
+        policy = self._language_model()
+        parameters = dict(policy.causal_lm.named_parameters())
+        return {name: parameters[name] for name, _ in policy.named_weights()}
 
     @property
     def _microbatch_tokens(self) -> int:

@@ -1,15 +1,12 @@
-"""vLLM's receiving end for weights from Ray's object store or a folder.
+"""vLLM's receiving end for weights from Ray's object store.
 
 vLLM 0.32 ships receivers for CUDA only (nccl, ipc). This one is registered beside them and
 goes through the same official calls: start_weight_update, update_weights (one a bucket),
 finish_weight_update.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import (
@@ -17,7 +14,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from alignment.cluster.weights import WeightBucket, read_bucket, read_folder
+from alignment.cluster.weights import WeightBucket, read_bucket
 
 BACKEND = "alignflow_object_store"
 
@@ -29,9 +26,9 @@ class StoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class StoreUpdateInfo(WeightTransferUpdateInfo):
-    """Where one piece of the weights is: a bucket in Ray's object store, or a folder."""
+    """One piece of the weights."""
 
-    source: WeightBucket | Path
+    bucket: WeightBucket
 
 
 class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -51,10 +48,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
     def receive_weights(self, update_info: StoreUpdateInfo) -> None:
         """Load one piece."""
-        source = update_info.source
-        pairs: Iterable[tuple[str, Tensor]]
-        pairs = read_folder(source) if isinstance(source, Path) else read_bucket(source)
-        self._loaded |= self.model.load_weights(pairs)
+        self._loaded |= self.model.load_weights(read_bucket(update_info.bucket))
 
     def finish_weight_update(self) -> None:
         """Repack every layer for its kernels, and note which weights never came.

@@ -1,7 +1,8 @@
 """Weights on their way from a trained policy, or a folder, to the rollout engines."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -38,8 +39,8 @@ class WeightProbe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyWeights:
-    """A policy's weights at one moment; they are freed when this handle is dropped."""
+class ObjectStoreWeights:
+    """A policy's weights at one moment, copied; they are freed when this handle is dropped."""
 
     buckets: tuple[WeightBucket, ...]
     probe: WeightProbe
@@ -63,7 +64,7 @@ def weights_from_folder(folder: Path) -> FolderWeights:
 
 
 def put_in_buckets(
-    parameters: Iterable[tuple[str, Tensor]],
+    parameters: Mapping[str, Tensor],
     *,
     gather: Callable[[list[Tensor]], AbstractContextManager[None]],
     keep: bool,
@@ -74,7 +75,7 @@ def put_in_buckets(
     only the rank that `keep`s gets buckets.
     """
     buckets = []
-    for named in _in_buckets(parameters):
+    for named in in_buckets(parameters.items()):
         with gather([parameter for _, parameter in named]):
             if keep:
                 arrays = {name: _to_array(parameter) for name, parameter in named}
@@ -86,16 +87,6 @@ def read_bucket(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
     """The weights of a bucket. They share the store's memory: read them, never write."""
     for name, (dtype, array) in ray.get(bucket.reference).items():
         yield name, _from_array(dtype, array)
-
-
-def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model folder under their published names."""
-    from safetensors import safe_open
-
-    for file in safetensors_files(folder):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  (not a dict)
-                yield name, weights.get_tensor(name)
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -144,13 +135,14 @@ def require_same_shapes(
             )
 
 
-def _in_buckets(
+def in_buckets(
     parameters: Iterable[tuple[str, Tensor]],
 ) -> Iterator[list[tuple[str, Tensor]]]:
+    """Consecutive named parameters of about `BUCKET_BYTES` together."""
     bucket: list[tuple[str, Tensor]] = []
     filled = 0
     for name, parameter in parameters:
-        size = whole_shape_numel(parameter) * parameter.element_size()
+        size = math.prod(whole_shape(parameter)) * parameter.element_size()
         if bucket and filled + size > BUCKET_BYTES:
             yield bucket
             bucket, filled = [], 0
@@ -160,10 +152,9 @@ def _in_buckets(
         yield bucket
 
 
-def whole_shape_numel(parameter: Tensor) -> int:
-    """Number of elements, also of a parameter that ZeRO 3 has sharded (locally empty)."""
-    shape: Sequence[int] = getattr(parameter, "ds_shape", parameter.shape)
-    return int(np.prod(shape, dtype=np.int64))
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Shape of a parameter, also if ZeRO 3 has sharded it (it is locally empty then)."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _to_array(parameter: Tensor) -> tuple[str, np.ndarray[Any, Any]]:

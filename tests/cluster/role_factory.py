@@ -6,6 +6,8 @@ import random
 import signal
 import sys
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from alignment.cluster.groups import ActorGroup, Deadline
 from alignment.cluster.processes import actor_environment
 from alignment.cluster.session import Cluster
 from alignment.cluster.trainable import TrainableActor
-from alignment.cluster.weights import PolicyWeights, WeightBucket, WeightProbe, read_folder
+from alignment.cluster.weights import ObjectStoreWeights, WeightBucket, WeightProbe
 from alignment.config import ClusterConfig, OptimizerConfig, RoleResources, TrainingConfig
 from alignment.errors import NumericsError
 from alignment.experience import EncodedPrompt, TokenBatch, batch_from_rows
@@ -184,7 +186,7 @@ class SabotagedGenerator(GeneratorActor):
         super().start()
 
     def load_without_transfer_engine(self, folder: Path) -> str:
-        weights = list(read_folder(folder))
+        weights = list(load_language_model(folder).named_weights())
         try:
             self._llm.apply_model(lambda model: model.load_weights(weights))
         except Exception as error:
@@ -192,16 +194,15 @@ class SabotagedGenerator(GeneratorActor):
         return "no error"
 
     def load_weights_only(self, folder: Path) -> None:
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {"source": folder}})
-        self._llm.finish_weight_update()
+        self._load_folder(folder)
+        self._version = 0  # believe it, which ours would not yet
 
     def load_one_bucket_of_two(self, folder: Path) -> None:
-        named = list(read_folder(folder))
+        named = list(load_language_model(folder).named_weights())
         half = {name: ("float32", tensor.numpy()) for name, tensor in named[: len(named) // 2]}
         bucket = WeightBucket(reference=ray.put(half))
         probe = self.own_probe(folder)
-        self.load_weights(PolicyWeights(buckets=(bucket,), probe=probe), 2)
+        self.load_weights(ObjectStoreWeights(buckets=(bucket,), probe=probe), 2)
 
     def repack(self) -> None:
         from alignment.cluster.generator import _repack_tied_head
@@ -220,3 +221,64 @@ class SabotagedGenerator(GeneratorActor):
 
     def compare(self, probe: WeightProbe) -> None:
         self._compare(probe, 1)
+
+
+class GlooCommunicator:
+    """Stands in for vLLM's PyNcclCommunicator: the same calls, carried by gloo on CPU."""
+
+    def __init__(self, host: str, port: int, rank: int, world_size: int, device: object) -> None:
+        store = torch.distributed.TCPStore(
+            host, port, world_size, is_master=rank == 0, wait_for_workers=False
+        )
+        prefixed = torch.distributed.PrefixStore("weights", store)
+        self._group = torch.distributed.ProcessGroupGloo(
+            prefixed, rank, world_size, timedelta(seconds=60)
+        )
+        self._store = store
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: object = None) -> None:
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = src
+        self._group.broadcast([tensor], options).wait()
+
+    def destroy(self) -> None:
+        """Gloo has nothing to release."""
+
+
+def exchange_nccl_for_gloo() -> None:
+    """In this process: the one substitution, and no-ops for the CUDA stream and device asked for.
+
+    Packing is switched off, because vLLM packs on CUDA streams.
+    """
+    from vllm.distributed.weight_transfer import nccl_common, nccl_engine
+
+    nccl_common.stateless_init_process_group = GlooCommunicator
+    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]
+    torch.accelerator.current_device_index = lambda: 0
+    original = nccl_engine.NCCLTrainerInitInfo
+    nccl_transfer_information = partial(original, packed=False)
+    from alignment.cluster import nccl_transfer
+
+    nccl_transfer.NCCLTrainerInitInfo = nccl_transfer_information  # type: ignore[misc,assignment]
+
+
+class GlooPolicy(TrainableActor):
+    """The real policy with NCCL's wire exchanged for gloo's."""
+
+    def send_weights(self, engines: list[Any], workers_per_engine: int) -> None:
+        exchange_nccl_for_gloo()
+        super().send_weights(engines, workers_per_engine)
+
+
+class GlooGenerator(GeneratorActor):
+    """The real rollout engine on CPU with vLLM's NCCL receiver, its wire exchanged for gloo's."""
+
+    def start(self) -> None:
+        from alignment.cluster import generator
+
+        exchange_nccl_for_gloo()
+        original = generator.engine_arguments
+        generator.engine_arguments = lambda *args: (
+            original(*args) | {"weight_transfer_config": {"backend": "nccl"}}
+        )
+        super().start()
