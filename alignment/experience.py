@@ -6,7 +6,7 @@ A batch grows by type, not by key: `Rollout` (what the sampler returned) becomes
 All per-token tensors share one grid of shape [B, T], right-padded. Entry [b, t] speaks about
 token t: `old_logprobs[b, t]` is the log-probability of token t given tokens 0..t-1, and
 `old_values[b, t]` is the value of the state *before* token t is emitted. The shift between
-a model's outputs and this grid is made in one place, `alignment.models`.
+a model's outputs and this grid is made in one place, `alignment.objectives.logprobs`.
 """
 
 from collections.abc import Sequence

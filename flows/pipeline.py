@@ -25,6 +25,7 @@ from flows.stages import (
     reward_model,
     sft,
 )
+from flows.waiting import suspended_while_people_rank
 
 prepare_base_model = stage_task(base_model.prepare_base_model)
 prepare_data = stage_task(data.prepare_data)
@@ -38,7 +39,7 @@ evaluate_policy = stage_task(evaluation.evaluate_policy)
 @flow(name="alignment_pipeline", validate_parameters=False, persist_result=False, log_prints=False)
 def alignment_pipeline(config: PipelineConfig, options: RunOptions | None = None) -> RunOutcome:
     """SFT, candidates, rankings, reward model, PPO and evaluation, each once per content."""
-    with running(config, options or RunOptions()) as run:
+    with suspended_while_people_rank(), running(config, options or RunOptions()) as run:
         return _stages(run)
 
 

@@ -1,7 +1,7 @@
 """The two modules that are trained: a language model and a value model.
 
 Both take the [B, T] grid of `alignment.experience` and answer on it. The shift between a
-causal model's outputs (position t-1 predicts token t) and the grid is made here, through
+causal model's outputs (position t-1 speaks about token t) and the grid is made by
 `alignment.objectives.logprobs`, and nowhere else.
 
 Batches are right-padded, so under causal attention no real token ever sees padding: no
@@ -86,10 +86,10 @@ class ValueModel(nn.Module):
         hidden = self.backbone(input_ids=token_ids, use_cache=False)[0]
         raw = self.head(hidden).squeeze(-1).float()
         outputs = (raw - self.mean) * self.scale
-        before = torch.nn.functional.pad(outputs[:, :-1], (1, 0))
+        before = gather_before(outputs, response_mask)
         last = attention_mask.sum(1, keepdim=True) - 1
         return ValueOutputs(
-            new_values=torch.where(response_mask, before, 0.0),
+            new_values=scatter_to_grid(before, response_mask),
             scores=outputs.gather(1, last).squeeze(1),
         )
 

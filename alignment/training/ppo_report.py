@@ -1,5 +1,6 @@
 """What one PPO step is recorded as: metrics, and where its time went."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,9 +91,7 @@ def step_metrics(
         "ppo/kl_nats": kl_nats,
         "ppo/kl_coefficient": state.kl_coefficient,
         "ppo/returns_mean": float(experience.returns[mask].mean()),
-        "ppo/explained_variance": float(
-            explained_variance(experience.old_values, experience.returns, mask)
-        ),
+        **_explained_variance(experience),
         "ppo/response_tokens_mean": float(mask.sum(1).float().mean()),
         "ppo/eos_rate": float(scored.finished.float().mean()),
         "ppo/sampler_gap_max": float(gap.max()),
@@ -101,3 +100,11 @@ def step_metrics(
         **update.metrics(),
         **clock.metrics(),
     }
+
+
+def _explained_variance(experience: Experience) -> dict[str, float]:
+    """Left out where all returns are equal: it is not a number then."""
+    value = float(
+        explained_variance(experience.old_values, experience.returns, experience.response_mask)
+    )
+    return {"ppo/explained_variance": value} if math.isfinite(value) else {}
