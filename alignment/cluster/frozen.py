@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alignment.cluster.processes import actor_device, describe_process
+from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.shards import Shard
 from alignment.models.loading import load_frozen_module
 from alignment.models.passes import Module, logprobs_of, scores_of
@@ -24,10 +24,12 @@ class FrozenActor:
         device = actor_device(self.spec.name, self.rank, gpus=self.spec.resources.gpus_per_rank)
         self._module = load_frozen_module(self.spec).requires_grad_(False).to(device)
 
+    @gives_memory_back
     def logprobs(self, shard: Shard) -> Tensor:
         """Log-probability of each response token, float32 [b, t]."""
         return logprobs_of(self._started(), shard.batch, **self._limits())
 
+    @gives_memory_back
     def scores(self, shard: Shard) -> Tensor:
         """Normalised score of each sequence, float32 [b]."""
         return scores_of(self._started(), shard.batch, **self._limits())

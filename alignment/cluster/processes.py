@@ -1,9 +1,13 @@
 """Facts about the process an actor lives in, and the environment it starts with."""
 
+import contextlib
+import ctypes
 import os
 import socket
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import ray
 import torch
@@ -13,10 +17,10 @@ from alignment.errors import ClusterError
 
 CPU_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
-    ":glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
+    ":glibc.malloc.trim_threshold=1073741824"
 }
 """Keep freed activations instead of returning them to the system and faulting them in again:
-150,000 page faults a training step become none (docs/log.md)."""
+150,000 page faults a training step become none (docs/log.md). See `gives_memory_back`."""
 
 CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait sleep: spinning made a step ten times slower beside one busy process."""
@@ -38,7 +42,9 @@ def actor_environment(
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not gpus:
-        environment |= {"TMPDIR": str(scratch), **CPU_MEMORY, **CPU_THREADS}
+        environment |= {"TMPDIR": str(scratch), **CPU_THREADS}
+    if engine != "vllm" and not gpus:
+        environment |= CPU_MEMORY
     if engine == "deepspeed" and not gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     if engine == "vllm":
@@ -50,6 +56,23 @@ def actor_environment(
             "TORCH_COMPILE_DISABLE": "1",  # one compiled helper of the sampler costs 13 s
         }
     return environment
+
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+
+def gives_memory_back(method: MethodT) -> MethodT:
+    """Return freed memory to the system when the method ends, before another role needs it."""
+
+    @wraps(method)
+    def trimmed(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        finally:
+            with contextlib.suppress(AttributeError):  # only glibc keeps, and can give back
+                ctypes.CDLL(None).malloc_trim(0)
+
+    return cast(MethodT, trimmed)
 
 
 def actor_device(role: str, rank: int, *, gpus: int) -> torch.device:

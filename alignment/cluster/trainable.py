@@ -24,7 +24,7 @@ from alignment.cluster.process_group import (
     open_store,
     start_process_group,
 )
-from alignment.cluster.processes import actor_device, describe_process
+from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.shards import Shard
 from alignment.cluster.weights import WeightBucket, WeightProbe, put_in_buckets
 from alignment.errors import NumericsError
@@ -119,21 +119,25 @@ class TrainableActor:
             )
         return StepReport(gradient_norm=norm, learning_rate=learning_rate)
 
+    @gives_memory_back
     def logprobs(self, shard: Shard) -> Tensor:
         """Log-probability of each response token, float32 [b, t]."""
         self._keep_in_step(shard.batch)
         return logprobs_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
+    @gives_memory_back
     def values(self, shard: Shard) -> Tensor:
         """Value before each response token, float32 [b, t]."""
         self._keep_in_step(shard.batch)
         return values_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
+    @gives_memory_back
     def scores(self, shard: Shard) -> Tensor:
         """Score of each sequence, float32 [b]."""
         self._keep_in_step(shard.batch)
         return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
+    @gives_memory_back
     def copy_weights(self) -> list[WeightBucket]:
         """Rank 0: the weights in Ray's object store; other ranks: nothing."""
         parameters = self._published_parameters()
@@ -164,6 +168,7 @@ class TrainableActor:
             logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
+    @gives_memory_back
     def save_checkpoint(self, folder: Path) -> None:
         """Weights, optimiser, schedule and random states of this rank."""
         save_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
@@ -172,6 +177,7 @@ class TrainableActor:
         """Restore all of it; CheckpointError names a missing part."""
         load_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
 
+    @gives_memory_back
     def export(self, folder: Path) -> None:
         """Rank 0 writes the weights as a loadable folder."""
         with gathered_parameters(list(self._own.parameters())):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -165,5 +166,7 @@ def _to_array(parameter: Tensor) -> tuple[str, np.ndarray[Any, Any]]:
 
 
 def _from_array(dtype: str, array: np.ndarray[Any, Any]) -> Tensor:
-    tensor = torch.from_numpy(array)
+    with warnings.catch_warnings():  # arrays in the store are read-only; the loader copies them
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
