@@ -5,6 +5,7 @@ arrive, two things that vLLM leaves stale are put right: on CPU, the packed copy
 is tied to the embeddings; everywhere, the prefix cache.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ class GeneratorActor:
         self._shapes = weight_shapes(spec.model_folder)
         from vllm import LLM
 
+        # It would log a traceback about the tokenizer that it is told not to load.
+        logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
         self._llm = LLM(**engine_arguments(spec, self.config))
 
     def generate(

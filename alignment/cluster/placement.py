@@ -9,7 +9,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alignment.errors import ClusterError
-from alignment.role_specs import RoleSpec
+from alignment.role_specs import GeneratorSpec, RoleSpec, TrainableSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,8 @@ def plan_placement(specs: Sequence[RoleSpec], nodes: Sequence[NodeCapacity]) -> 
     """One bundle for every rank, checked against the machines.
 
     Raises:
-        ClusterError: two roles share a name, or the roles do not fit; gives the numbers.
+        ClusterError: the roles do not fit (gives the numbers), two share a name, or a policy and
+            its rollout engines are not on the same kind of processor.
     """
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
@@ -60,9 +61,25 @@ def plan_placement(specs: Sequence[RoleSpec], nodes: Sequence[NodeCapacity]) -> 
         for spec in specs
         for rank in range(spec.resources.ranks)
     )
+    _check_weight_path(specs)
     _check_total(bundles, nodes)
     _check_packing(bundles, nodes)
     return Placement(bundles=bundles)
+
+
+def _check_weight_path(specs: Sequence[RoleSpec]) -> None:
+    """Weights go from GPU to GPU or from memory to memory, never across."""
+    policies = [s for s in specs if isinstance(s, TrainableSpec) and s.kind == "language"]
+    generators = [s for s in specs if isinstance(s, GeneratorSpec)]
+    for policy in policies:
+        for generator in generators:
+            if bool(policy.resources.gpus_per_rank) != bool(generator.resources.gpus_per_rank):
+                raise ClusterError(
+                    f"{policy.name} has {policy.resources.gpus_per_rank} GPUs a rank and "
+                    f"{generator.name} has {generator.resources.gpus_per_rank}: weights travel "
+                    "from GPU to GPU or from memory to memory; set `gpus_per_rank` of both, or "
+                    "of neither"
+                )
 
 
 def _check_total(bundles: Sequence[Bundle], nodes: Sequence[NodeCapacity]) -> None:

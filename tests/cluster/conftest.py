@@ -1,6 +1,11 @@
-"""One Ray for all tests of this folder, with 8 GPUs that it only believes in."""
+"""One Ray for all tests of this folder, with 8 GPUs that it only believes in.
+
+It closes after the folder's last test, not at the end of the session: a process can use one Ray
+at a time, and tests of other folders start their own.
+"""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,16 +21,27 @@ from alignment.training.roles import PPORoles
 # Actors cannot import test modules, so what they get from there travels as code.
 cloudpickle.register_pickle_by_value(role_factory)
 
+opened = ExitStack()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        opened.close()
+
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     config = make_cluster_config()
-    with ray_runtime(config, log_folder=tmp_path_factory.mktemp("logs"), num_gpus=8) as logs:
-        yield Cluster(config, logs=logs)
+    logs = opened.enter_context(
+        ray_runtime(config, log_folder=tmp_path_factory.mktemp("logs"), num_gpus=8)
+    )
+    return Cluster(config, logs=logs)
 
 
 @pytest.fixture(scope="session")
-def ppo_roles(cluster: Cluster, tiny_model: Path) -> Iterator[PPORoles]:
+def ppo_roles(cluster: Cluster, tiny_model: Path) -> PPORoles:
     """The five roles of PPO on their engines, started once; tests must not depend on order."""
     roles = cluster.start_roles(
         [
@@ -36,5 +52,5 @@ def ppo_roles(cluster: Cluster, tiny_model: Path) -> Iterator[PPORoles]:
             GeneratorSpec(name="generator", model_folder=tiny_model, max_sequence_tokens=512),
         ]
     )
-    yield PPORoles(**roles)
-    cluster.stop_roles(roles)
+    opened.callback(cluster.stop_roles, list(roles))
+    return PPORoles(**roles)

@@ -34,6 +34,7 @@ with Cluster.open(config, log_folder=Path(sys.argv[2])) as cluster:
     [
         ("exception", 1),
         (signal.SIGINT, -signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
         (signal.SIGKILL, -signal.SIGKILL),
     ],
 )

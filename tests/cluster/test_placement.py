@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from role_factory import trainable_spec
 
 from alignment.cluster.placement import NodeCapacity, plan_placement
 from alignment.config import RoleResources
@@ -83,6 +84,13 @@ def test_ranks_that_only_fit_in_the_right_order_fit() -> None:
     nodes = [NodeCapacity(gpus=3, cpus=8), NodeCapacity(gpus=2, cpus=8)]
     specs = [role("policy", ranks=2, gpus_per_rank=1), engines(gpus_per_rank=3)]
     plan_placement(specs, nodes)
+
+
+def test_a_policy_and_its_engines_are_on_the_same_kind_of_processor() -> None:
+    policy = trainable_spec("policy", Path("policy"))
+    plan_placement([policy, engines()], EIGHT)
+    with pytest.raises(ClusterError, match="policy has 0 GPUs a rank and generator has 2"):
+        plan_placement([policy, engines(gpus_per_rank=2)], EIGHT)
 
 
 def test_role_names_must_differ() -> None:
