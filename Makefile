@@ -40,13 +40,13 @@ learn: install ## three seeds of the learning run, up to an hour
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
 test: install ## every test except the long ones, within 15 minutes
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" --durations=20
 
 test-fast: install ## the tests that start no engine, within a minute
 	@$(PYTEST) -m "not engines and not slow" -q
 
 test-slow: install ## the long tests
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m slow --durations=10
 
 check: install ## format, lint and types, without changing anything
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
