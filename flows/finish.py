@@ -138,7 +138,7 @@ def _checks(
     deviation = steps[0]["ppo/first_ratio_max_deviation"] if steps else math.inf
     highest_kl = max((row["ppo/kl_nats"] for row in steps), default=math.inf)
     versions = sorted({int(row["ppo/policy_version"]) for row in steps})
-    pids = {actor.pid for actor in actors if actor.role in PPO_ROLES}
+    pids = {actor.pid for actor in actors if actor.stage == "ppo"}
     return {
         "all_stages_done": Check(passed=True, detail=", ".join(s.stage for s in stages)),
         "all_finite": Check(

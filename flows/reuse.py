@@ -6,6 +6,7 @@ from typing import Any
 from flows.manifest import Artifact, StageRequest, canonical
 from flows.store import ArtifactStore
 
+NEVER_RUN = "never run"
 _SHOWN_CHANGES = 6
 
 
@@ -18,7 +19,7 @@ def reason_to_work(store: ArtifactStore, request: StageRequest, previous_key: st
     if store.is_interrupted(request):
         return "resumed: begun earlier and not finished"
     if previous_key is None:
-        return "never run"
+        return NEVER_RUN
     previous = store.get(request.stage, previous_key)
     if previous is None:
         return "redone: the earlier result is no longer in the store"

@@ -11,7 +11,7 @@ from flows.engines import Engines
 from flows.manifest import Artifact, InputReference, StageRequest
 from flows.memory import MemorySampler
 from flows.progress import Progress
-from flows.reuse import reason_to_work
+from flows.reuse import NEVER_RUN, reason_to_work
 from flows.run_record import METRICS_OUTPUT, RunOptions, RunRecord
 from flows.store import ArtifactStore
 from flows.timing import WorkClock
@@ -77,7 +77,8 @@ class RunContext:
                 line.done("reused")
                 return artifact
             reason = reason_to_work(self.store, request, self.record.finished_key(name))
-            line.note(reason)
+            if reason != NEVER_RUN:
+                self.progress.say(f"{name} {reason}")
             self.record.begin_stage(name, request.key, reason)
             with self.store.open_stage(request, run=self.record.name) as workspace:
                 artifact = self._do(work, workspace)
@@ -97,7 +98,10 @@ class RunContext:
         if recorded.exists():
             workspace.output(METRICS_OUTPUT).write_bytes(recorded.read_bytes())
             outputs.append(METRICS_OUTPUT)
-        actors = [actor.model_dump(mode="json") for actor in self.engines.take_actors()]
+        stage = workspace.request.stage
+        actors = [
+            actor.model_dump(mode="json") | {"stage": stage} for actor in self.engines.take_actors()
+        ]
         return workspace.commit(
             outputs=outputs,
             metrics={**result.metrics, ACTORS: actors},

@@ -76,12 +76,13 @@ class Versions(Record):
 
 
 class Actor(Record):
-    """A process that held a role.
+    """A process that held a role while a stage worked.
 
     `engine` is the class that did the work, e.g. `DeepSpeedEngine` or `LLM`; `steps` its
     optimiser steps; `policy_versions` the versions of the weights it sampled with.
     """
 
+    stage: str = ""
     role: str
     rank: Count
     pid: Annotated[int, Field(ge=1)]

@@ -163,9 +163,10 @@ def actors_table(summary: Summary) -> Html | None:
     if not summary.actors:
         return None
     return table(
-        ("Role", "Process", "Engine", "Optimiser steps", "Policy versions sampled"),
+        ("Stage", "Role", "Process", "Engine", "Optimiser steps", "Policy versions sampled"),
         [
             [
+                readable(actor.stage),
                 f"{readable(actor.role)}, rank {actor.rank}",
                 f"pid {actor.pid}" + (f" on {actor.host}" if actor.host else ""),
                 actor.engine,

@@ -1,6 +1,5 @@
 """data: prompts, demonstrations and comparisons, cleaned, split and checked against the model."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +65,12 @@ def _source_input(run: RunContext) -> dict[str, InputReference]:
 
 
 def _counts(prepared: "PreparedData") -> dict[str, Any]:
-    reasons: dict[str, int] = {}
-    for refusal in prepared.refused:
-        reasons[refusal.reason] = reasons.get(refusal.reason, 0) + 1
     return {
         "demonstrations": len(prepared.demonstrations),
         "train_prompts": len(prepared.train_prompts),
         "heldout_prompts": len(prepared.heldout_prompts),
         "preference_groups": len(prepared.preference_groups),
         "refused": len(prepared.refused),
-        "refused_by_reason": json.dumps(reasons, ensure_ascii=False),
     }
 
 

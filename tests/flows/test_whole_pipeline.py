@@ -59,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def why_not_real(summary: Summary, ppo_steps: Sequence[dict[str, float]]) -> list[str]:
     """Everything that shows PPO was not done by the real engines in processes of their own."""
-    ppo = [actor for actor in summary.actors if actor.role in PPO_ROLES]
+    ppo = [actor for actor in summary.actors if actor.stage == "ppo"]
     by_role = {actor.role: actor for actor in ppo}
     problems = [f"no actor held {role}" for role in sorted(PPO_ROLES - by_role.keys())]
     for role in ("policy", "critic"):
@@ -132,7 +132,8 @@ def test_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> N
     changed = alignflow(finished.folder, "run", "tiny", "--set", "evaluation.samples_per_prompt=2")
     assert changed.code == 0, changed.output
     assert "setting samples_per_prompt 1 -> 2" in changed.output
-    assert changed.output.count("redone") == 1
+    assert changed.output.count("redone:") == 1
+    assert changed.output.count(" reused") >= 7
 
 
 def test_lineage_walks_from_the_policy_to_the_rankings(finished: Finished) -> None:
