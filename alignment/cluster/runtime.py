@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,7 @@ def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) 
 def _connected_ray(address: str) -> Iterator[Path]:
     with _environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         try:
+            _require_listener(address)
             context = ray.init(address=address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray has a dozen ways to say that nobody answers
             raise ClusterError(
@@ -94,6 +96,14 @@ def _connected_ray(address: str) -> Iterator[Path]:
             yield Path(context.address_info["session_dir"]) / "logs"
         finally:
             ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself waits for ever for a head that is not there."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator:
+        with socket.create_connection((host, int(port)), timeout=10.0):
+            pass
 
 
 def _private_environment() -> dict[str, str]:
