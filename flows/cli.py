@@ -52,7 +52,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the process's exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(given)
+    parsed = command_parser().parse_args(given)
     parsed.command_line = shlex.join(["alignflow", *given])
     try:
         return int(parsed.handler(parsed) or 0)
@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="alignflow",
         description=_DESCRIPTION,

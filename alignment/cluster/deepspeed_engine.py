@@ -9,6 +9,7 @@ Weights, gradients and optimiser state are float32 at every ZeRO stage; `bfloat1
 autocast around the forward pass.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -76,7 +77,7 @@ class ClipAndReport:
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Hook of `torch.optim.Optimizer.register_step_pre_hook`."""
         self.norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm))
-        if self.norm != self.norm or self.norm == float("inf"):
+        if not math.isfinite(self.norm):
             optimizer.zero_grad(set_to_none=True)  # a step without gradients changes nothing
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Cluster:
             ClusterError: they do not fit, or one does not start within `start_timeout_s`.
             AlignmentError: what a role itself had to say, e.g. ModelError for its folder.
         """
+        specs = [replace(spec, model_folder=spec.model_folder.absolute()) for spec in specs]
         taken = [spec.name for spec in specs if spec.name in self._roles]
         if taken:
             raise ClusterError(f"role {taken[0]} is running already; stop it first")

@@ -61,7 +61,7 @@ def weights_from_folder(folder: Path) -> FolderWeights:
         ModelError: the folder holds no safetensors weights.
     """
     safetensors_files(folder)
-    return FolderWeights(folder=folder)
+    return FolderWeights(folder=folder.absolute())
 
 
 def put_in_buckets(
