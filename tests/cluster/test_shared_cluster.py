@@ -35,7 +35,7 @@ with Cluster.open(ClusterConfig(address=sys.argv[1]), log_folder=Path(sys.argv[3
 def test_a_guest_leaves_no_actor_and_no_reservation(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
-    before = ray.available_resources()["CPU"]
+    wait_until_only_we_reserve(cluster)  # actors of earlier tests may still be going
     address = ray.get_runtime_context().gcs_address
     guest = subprocess.run(
         [sys.executable, "-c", GUEST, address, str(tiny_model), str(tmp_path)],
@@ -47,10 +47,7 @@ def test_a_guest_leaves_no_actor_and_no_reservation(
     )
     assert "STARTED torch" in guest.stdout, guest.stderr
     assert guest.returncode == 0
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != before:
-        assert time.monotonic() < deadline, "the guest's CPUs are still taken"
-        time.sleep(0.2)
+    wait_until_only_we_reserve(cluster)
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:
@@ -77,6 +74,15 @@ def test_a_process_uses_one_cluster_at_a_time(cluster: Cluster, tmp_path: Path) 
         ray_runtime(ClusterConfig(), log_folder=tmp_path),
     ):
         pass
+
+
+def wait_until_only_we_reserve(cluster: Cluster) -> None:
+    ours = sum(b.cpus for reserved, _ in cluster._reserved for b in reserved.placement.bundles)
+    expected = ray.cluster_resources()["CPU"] - ours
+    deadline = time.monotonic() + 30
+    while (free := ray.available_resources().get("CPU", 0.0)) != pytest.approx(expected):
+        assert time.monotonic() < deadline, f"{free} CPUs are free instead of {expected}"
+        time.sleep(0.2)
 
 
 def token() -> str:
