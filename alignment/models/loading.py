@@ -29,7 +29,7 @@ def load_language_model(
 
     causal_lm = _from_folder(AutoModelForCausalLM, folder)
     if gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable()
+        _checkpoint_activations(causal_lm)
     return LanguageModel(causal_lm, temperature=temperature)
 
 
@@ -53,13 +53,13 @@ def load_value_model(
     if layers is not None:
         _keep_first_layers(backbone, layers, folder)
     if gradient_checkpointing:
-        backbone.gradient_checkpointing_enable()
+        _checkpoint_activations(backbone)
     hidden_size = int(backbone.config.hidden_size)
     if (folder / VALUE_HEAD_WEIGHTS).exists():
         head, mean, scale = read_value_head(folder, hidden_size)
     else:
         head, mean, scale = new_value_head(hidden_size, seed=seed), 0.0, 1.0
-    return ValueModel(backbone, head, mean=mean, scale=scale).eval()
+    return ValueModel(backbone, head, mean=mean, scale=scale)
 
 
 def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
@@ -125,6 +125,18 @@ def _require_folder(folder: Path) -> None:
         raise ModelError(
             f"model folder {folder} {what}; name a folder written by transformers' save_pretrained"
         )
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass.
+
+    transformers does so in training mode only, so every dropout is taken out before that mode.
+    """
+    model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
 
 
 def _keep_first_layers(backbone: Any, layers: int, folder: Path) -> None:

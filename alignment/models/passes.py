@@ -62,7 +62,8 @@ def accumulate_gradients(
             continue
         totals["loss"] += float(sums.loss.detach()) / denominator
         for name, value in sums.metrics.items():
-            totals[name] = merge_metric(name, totals.get(name, 0.0), float(value.detach()))
+            new = float(value.detach())
+            totals[name] = merge_metric(name, totals[name], new) if name in totals else new
     return totals
 
 

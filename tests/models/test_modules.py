@@ -1,5 +1,6 @@
 """Language and value models on the [B, T] grid, against transformers' own forward pass."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from alignment.errors import ModelError
 from alignment.experience import batch_from_rows, select_rows
 from alignment.models.loading import load_language_model, load_value_model
-from alignment.models.modules import write_normalisation
-from alignment.models.passes import logprobs_of, scores_of, values_of
+from alignment.models.modules import LanguageModel, ValueModel, write_normalisation
+from alignment.models.passes import logprobs_of, run, scores_of, values_of
 
 PROMPTS = [[1, 7, 9], [1, 30, 31, 32, 33, 34], [1, 2]]
 RESPONSES = [[11, 12, 13, 14], [40], [50, 51, 52]]
@@ -120,3 +121,23 @@ def test_missing_and_damaged_folders_are_named(tiny_model: Path, tmp_path: Path)
     (broken / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_language_model(broken)
+
+
+@pytest.mark.parametrize("load", [load_language_model, load_value_model])
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(
+    tiny_model: Path, load: Callable[..., LanguageModel | ValueModel]
+) -> None:
+    batch = batch_from_rows(PROMPTS, RESPONSES)
+    gradients, passes = [], []
+    for checkpointing in (False, True):
+        module = load(tiny_model, gradient_checkpointing=checkpointing)
+        layer = next(m for m in module.modules() if type(m).__name__ == "LlamaDecoderLayer")
+        calls: list[int] = []
+        layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        outputs = run(module, batch, torch.device("cpu"))
+        values = outputs.new_logprobs if hasattr(outputs, "new_logprobs") else outputs.new_values
+        values.sum().backward()
+        gradients.append(layer.mlp.up_proj.weight.grad)
+        passes.append(len(calls))
+    assert passes == [1, 2]
+    torch.testing.assert_close(gradients[0], gradients[1])
