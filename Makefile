@@ -30,13 +30,13 @@ $(VENV)/.installed: requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m flows.prefect_server prepare
 	@touch $@
 
-quickstart: install ## the whole pipeline on the embedded model and data, about ten minutes
+quickstart: install ## the whole pipeline on the embedded model and data, a quarter of an hour or so
 	@$(RUN) run quickstart
 
 quickstart-people: install ## the same on 6 prompts that you rank yourself in the browser
 	@$(RUN) run quickstart_people --serve-labels
 
-learn: install ## three seeds of the learning run, up to an hour
+learn: install ## three seeds of the learning run, the quickstart with a larger evaluation
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
 test: install ## every test except the long ones, within 15 minutes

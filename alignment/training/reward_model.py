@@ -10,7 +10,7 @@ minibatches of whole groups; for each minibatch,
 The target of a pair is the share of labelers that preferred its first response, ties counting
 one half, so disagreement is learned as uncertainty. The mean runs over the pairs of the whole
 minibatch. Not here: a margin from preference strength, centring (the stage normalises scores
-after training), several epochs by default (they overfit; see docs/log.md).
+after training).
 """
 
 import time
