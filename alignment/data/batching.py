@@ -25,20 +25,32 @@ def plan_microbatches(
 ) -> list[list[int]]:
     """Cut rows into microbatches whose padded size (rows x longest row) is within the budget.
 
-    Longest first, so that running out of memory shows in the first microbatch. A row or group
-    that alone exceeds the budget is a microbatch of its own. Every row occurs exactly once.
+    Of all such cuts of the rows sorted by length, the one with the least padding, where one more
+    microbatch counts as much as `budget / 32` padded tokens: it costs a kernel launch and a pass
+    over the gradients. Longest first, so that running out of memory shows in the first
+    microbatch. A row or group that alone exceeds the budget is a microbatch of its own. Every
+    row occurs exactly once.
     """
     units = sorted(_units(lengths, groups), key=lambda unit: (-unit.longest, unit.rows[0]))
+    one_more = tokens_per_microbatch / 32
+    # cheapest[i] is the cost of the first i units, and where the last microbatch then starts.
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(units) + 1):
+        rows, options = 0, []
+        for start in range(end - 1, -1, -1):
+            rows += len(units[start].rows)
+            padded = rows * units[start].longest
+            if padded > tokens_per_microbatch and start < end - 1:
+                break
+            options.append((cheapest[start][0] + padded + one_more, start))
+        cheapest.append(min(options))
     plan: list[list[int]] = []
-    longest = 0
-    for unit in units:
-        fits = plan and (len(plan[-1]) + len(unit.rows)) * longest <= tokens_per_microbatch
-        if fits:
-            plan[-1].extend(unit.rows)
-        else:
-            plan.append(list(unit.rows))
-            longest = unit.longest
-    return plan
+    end = len(units)
+    while end:
+        start = cheapest[end][1]
+        plan.append([row for unit in units[start:end] for row in unit.rows])
+        end = start
+    return plan[::-1]
 
 
 def plan_ranks(

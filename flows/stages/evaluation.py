@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.gold_rubric import gold_score
+from alignment.config import PipelineConfig
 from alignment.records import CandidateSet, Prompt, Response
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec
 from alignment.seeds import derive_seed
@@ -22,9 +24,8 @@ if TYPE_CHECKING:
     from alignment.evaluation.pair_accuracy import CrossValidatedAccuracy, ScoredCandidate
     from alignment.evaluation.result import EvaluationResult
     from alignment.evaluation.samples import EvaluatedSample
-    from alignment.experience import TokenBatch
 
-STAGE, VERSION = "evaluation", 1
+STAGE, VERSION = "evaluation", 2
 RESULT = "evaluation.json"
 SAMPLES = "samples.jsonl"
 
@@ -42,13 +43,27 @@ def evaluate_policy(
     config = run.config.evaluation
 
     def work(workspace: StageWorkspace) -> StageResult:
-        from alignment.evaluation.result import write_evaluation
+        from alignment.evaluation.resampling import Resampling
+        from alignment.evaluation.result import evaluate, write_evaluation
         from alignment.evaluation.samples import write_samples
 
-        prompts = read_prompts(data, HELDOUT_PROMPTS)
-        judged = _Judged(run, sft, policy, reward_model, seed=workspace.request.seed)
-        judged.sample(prompts)
-        result = _compare(run, judged, reward_model, preferences, candidates)
+        models = _Policies(
+            sft=sft.path("model"), ppo=policy.path("model"), reward_model=reward_model.path("model")
+        )
+        seed = workspace.request.seed
+        judged = _sample_and_judge(run, models, read_prompts(data, HELDOUT_PROMPTS), seed=seed)
+        resampling = Resampling(
+            seed=derive_seed(seed, "bootstrap") % 2**32,
+            resamples=config.bootstrap_resamples,
+        )
+        result = evaluate(
+            judged.samples,
+            resampling=resampling,
+            heldout_candidates=judged.candidates,
+            sft_candidates=_ranked_candidates(run, candidates),
+            cross_validated=_cross_validated(reward_model, resampling),
+            labels=_label_statistics(run, preferences, candidates, resampling),
+        )
         write_samples(judged.samples, workspace.output(SAMPLES))
         write_evaluation(result, workspace.output(RESULT))
         return StageResult(outputs=(RESULT, SAMPLES), metrics=_headline(result))
@@ -76,198 +91,100 @@ def evaluate_policy(
     return run.stage(request, work)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Policies:
+    """Model folders of the two policies and of the reward model that judges both."""
+
+    sft: Path
+    ppo: Path
+    reward_model: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Judged:
-    """Held-out responses of both policies with every judge's verdict."""
+    """Held-out responses of both policies, and candidates, with every judge's verdict."""
 
-    def __init__(
-        self,
-        run: RunContext,
-        sft: Artifact,
-        policy: Artifact,
-        reward_model: Artifact,
-        *,
-        seed: int,
-    ) -> None:
-        self.run = run
-        self.folders = {"sft": sft.path("model"), "ppo": policy.path("model")}
-        self.reward_folder = reward_model.path("model")
-        self.seed = seed
-        self.samples: list[EvaluatedSample] = []
-        self.candidates: list[ScoredCandidate] = []
-
-    def sample(self, prompts: Sequence[Prompt]) -> None:
-        """Sample and judge; the rollout engine is started once and takes both policies' weights."""
-        with self.run.engines.roles(self._specs()) as roles, self.run.clock.phase("model_work"):
-            for version, name in enumerate(("sft", "ppo")):
-                weights = self.run.engines.weights_of(self.folders[name])
-                roles["generator"].load_weights(weights, version=version)
-                responses = self._responses(roles["generator"], prompts)
-                self._judge(name, prompts, responses, roles)
-                if name == "sft":
-                    self._judge_candidates(prompts, responses, roles["reward_model"])
-
-    def _specs(self) -> list[RoleSpec]:
-        cluster, config = self.run.config.cluster, self.run.config.evaluation
-        tokens = self.run.config.ppo.tokens_per_microbatch
-        frozen = partial(
-            FrozenSpec,
-            kind="language",
-            tokens_per_microbatch=tokens,
-            temperature=config.temperature,
-        )
-        return [
-            GeneratorSpec(
-                name="generator",
-                model_folder=self.folders["sft"],
-                max_sequence_tokens=self.run.config.model.max_prompt_tokens
-                + config.max_response_tokens,
-                precision=cluster.generator_precision,
-                resources=cluster.generator,
-            ),
-            frozen(
-                name="reference",
-                model_folder=self.folders["sft"],
-                resources=cluster.reference,
-            ),
-            frozen(name="policy", model_folder=self.folders["ppo"], resources=cluster.policy),
-            FrozenSpec(
-                name="reward_model",
-                kind="value",
-                model_folder=self.reward_folder,
-                tokens_per_microbatch=tokens,
-                resources=cluster.reward_model,
-            ),
-        ]
-
-    def _responses(self, generator: Any, prompts: Sequence[Prompt]) -> list[list[Response]]:
-        config = self.run.config.evaluation
-        return sample_responses(
-            generator,
-            prompts,
-            tokenizer_folder=self.folders["sft"],
-            max_prompt_tokens=self.run.config.model.max_prompt_tokens,
-            samples=config.samples_per_prompt,
-            max_response_tokens=config.max_response_tokens,
-            temperature=config.temperature,
-            seed=self.seed,
-            progress=self.run.progress,
-        )
-
-    def _judge(
-        self,
-        name: Any,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[Response]],
-        roles: dict[str, Any],
-    ) -> None:
-        from alignment.evaluation.samples import EvaluatedSample
-
-        flat = [
-            (p, n, r) for p, own in zip(prompts, responses, strict=True) for n, r in enumerate(own)
-        ]
-        batch = self._encode([(prompt, response) for prompt, _, response in flat])
-        scores = roles["reward_model"].scores(batch).tolist()
-        kl = [0.0] * len(flat)
-        if name == "ppo":
-            gap = roles["policy"].logprobs(batch) - roles["reference"].logprobs(batch)
-            kl = gap.sum(1).tolist()
-        for (prompt, number, response), score, kl_nats in zip(flat, scores, kl, strict=True):
-            gold = self._gold(prompt, response)
-            self.samples.append(
-                EvaluatedSample(
-                    prompt_id=prompt.id,
-                    prompt_text=prompt.messages[-1].content,
-                    language=prompt.language,
-                    policy=name,
-                    sample=number,
-                    text=response.text,
-                    response_tokens=len(response.token_ids),
-                    finished=response.finish_reason == "stop",
-                    gold_total=gold.total if gold else None,
-                    gold_components=gold.components if gold else {},
-                    reward_score=score,
-                    kl_nats=kl_nats,
-                )
-            )
-
-    def _judge_candidates(
-        self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], reward_model: Any
-    ) -> None:
-        """Held-out candidates, probes included, for the reward model's accuracy against gold."""
-        if self.run.config.preferences.source != "panel":
-            return
-        sets = with_probes(prompts, responses, self.run.config.candidates, seed=self.seed)
-        flat = [(s.prompt, response) for s in sets for response in s.responses]
-        batch = self._encode(flat)
-        tokens = batch.response_mask.sum(1).tolist()
-        scores = reward_model.scores(batch).tolist()
-        for (prompt, response), score, length in zip(flat, scores, tokens, strict=True):
-            self.candidates.append(_candidate(prompt, response, score=score, tokens=length))
-
-    def _gold(self, prompt: Prompt, response: Response) -> Any:
-        if self.run.config.preferences.source != "panel":
-            return None
-        finished = response.finish_reason == "stop"
-        return gold_score(prompt.messages[-1].content, response.text, finished)
-
-    def _encode(self, pairs: Sequence[tuple[Prompt, Response]]) -> "TokenBatch":
-        from alignment.data.chat import encode_example
-        from alignment.experience import batch_from_rows
-        from alignment.models.loading import load_tokenizer
-
-        tokenizer = load_tokenizer(self.folders["sft"])
-        limit = self.run.config.model.max_prompt_tokens
-        examples = [
-            encode_example(tokenizer, prompt, response, max_prompt_tokens=limit)
-            for prompt, response in pairs
-        ]
-        return batch_from_rows(
-            [example.prompt_ids for example in examples],
-            [example.response_ids for example in examples],
-        )
+    samples: "list[EvaluatedSample]"
+    candidates: "list[ScoredCandidate]"
 
 
-def _candidate(
-    prompt: Prompt, response: Response, *, score: float, tokens: int
-) -> "ScoredCandidate":
-    from alignment.evaluation.pair_accuracy import ScoredCandidate
+def _sample_and_judge(
+    run: RunContext, models: _Policies, prompts: Sequence[Prompt], *, seed: int
+) -> _Judged:
+    """Sample and judge; the rollout engine is started once and takes both policies' weights."""
+    from alignment.data.chat import encode_example
+    from alignment.evaluation.judging import judge_candidates, judge_samples
+    from alignment.models.loading import load_tokenizer
 
-    finished = response.finish_reason == "stop"
-    gold = gold_score(prompt.messages[-1].content, response.text, finished)
-    return ScoredCandidate(
-        prompt_id=prompt.id,
-        language=prompt.language,
-        text=response.text,
-        response_tokens=tokens,
-        finished=finished,
-        is_probe=response.origin.startswith("probe"),
-        gold_total=gold.total,
-        gold_components=gold.components,
-        reward_score=score,
+    simulated = run.config.preferences.source == "panel"
+    encode = partial(
+        encode_example,
+        load_tokenizer(models.sft),
+        max_prompt_tokens=run.config.model.max_prompt_tokens,
     )
+    with run.engines.roles(_specs(run.config, models)) as roles, run.clock.phase("model_work"):
+        generator, reward_model = roles["generator"], roles["reward_model"]
+        judge = partial(judge_samples, encode=encode, reward_model=reward_model, by_gold=simulated)
+
+        generator.load_weights(run.engines.weights_of(models.sft), version=0)
+        before = _responses(run, generator, models, prompts, seed=seed)
+        samples = judge("sft", prompts, before)
+        candidates: list[ScoredCandidate] = []
+        if simulated:
+            sets = with_probes(prompts, before, run.config.candidates, seed=seed)
+            candidates = judge_candidates(sets, encode=encode, reward_model=reward_model)
+
+        generator.load_weights(run.engines.weights_of(models.ppo), version=1)
+        after = _responses(run, generator, models, prompts, seed=seed)
+        samples += judge(
+            "ppo", prompts, after, policy=roles["policy"], reference=roles["reference"]
+        )
+    return _Judged(samples=samples, candidates=candidates)
 
 
-def _compare(
-    run: RunContext,
-    judged: _Judged,
-    reward_model: Artifact,
-    preferences: Artifact,
-    candidates: Artifact | None,
-) -> "EvaluationResult":
-    from alignment.evaluation.resampling import Resampling
-    from alignment.evaluation.result import evaluate
-
-    resampling = Resampling(
-        seed=derive_seed(judged.seed, "bootstrap") % 2**32,
-        resamples=run.config.evaluation.bootstrap_resamples,
+def _specs(config: PipelineConfig, models: _Policies) -> list[RoleSpec]:
+    cluster = config.cluster
+    language = partial(
+        FrozenSpec,
+        kind="language",
+        tokens_per_microbatch=config.ppo.tokens_per_microbatch,
+        temperature=config.evaluation.temperature,
     )
-    return evaluate(
-        judged.samples,
-        resampling=resampling,
-        heldout_candidates=judged.candidates,
-        sft_candidates=_ranked_candidates(run, candidates),
-        cross_validated=_cross_validated(reward_model, resampling),
-        labels=_label_statistics(run, preferences, candidates, resampling),
+    return [
+        GeneratorSpec(
+            name="generator",
+            model_folder=models.sft,
+            max_sequence_tokens=config.model.max_prompt_tokens
+            + config.evaluation.max_response_tokens,
+            precision=cluster.generator_precision,
+            resources=cluster.generator,
+        ),
+        language(name="reference", model_folder=models.sft, resources=cluster.reference),
+        language(name="policy", model_folder=models.ppo, resources=cluster.policy),
+        FrozenSpec(
+            name="reward_model",
+            kind="value",
+            model_folder=models.reward_model,
+            tokens_per_microbatch=config.ppo.tokens_per_microbatch,
+            resources=cluster.reward_model,
+        ),
+    ]
+
+
+def _responses(
+    run: RunContext, generator: Any, models: _Policies, prompts: Sequence[Prompt], *, seed: int
+) -> list[list[Response]]:
+    config = run.config.evaluation
+    return sample_responses(
+        generator,
+        prompts,
+        tokenizer_folder=models.sft,
+        max_prompt_tokens=run.config.model.max_prompt_tokens,
+        samples=config.samples_per_prompt,
+        max_response_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        progress=run.progress,
     )
 
 
@@ -276,13 +193,9 @@ def _ranked_candidates(run: RunContext, candidates: Artifact | None) -> "list[Sc
     if candidates is None or run.config.preferences.source != "panel":
         return []
     from alignment.data.tables import read_records
+    from alignment.evaluation.judging import gold_candidates
 
-    sets = read_records(candidates.path(CANDIDATES), CandidateSet)
-    return [
-        _candidate(s.prompt, r, score=0.0, tokens=max(1, len(r.token_ids)))
-        for s in sets
-        for r in s.responses
-    ]
+    return gold_candidates(read_records(candidates.path(CANDIDATES), CandidateSet))
 
 
 def _cross_validated(reward_model: Artifact, resampling: Any) -> "CrossValidatedAccuracy | None":
@@ -300,6 +213,7 @@ def _label_statistics(
     if candidates is None or RANKINGS not in preferences.outputs:
         return None
     from alignment.data.tables import read_records
+    from alignment.evaluation.judging import gold_of
     from alignment.evaluation.label_statistics import label_statistics
     from alignment.records import Ranking
 
@@ -308,9 +222,7 @@ def _label_statistics(
     if simulated:
         sets = read_records(candidates.path(CANDIDATES), CandidateSet)
         gold = {
-            r.id: gold_score(s.prompt.messages[-1].content, r.text, r.finish_reason == "stop").total
-            for s in sets
-            for r in s.responses
+            response.id: gold_of(s.prompt, response).total for s in sets for response in s.responses
         }
     return label_statistics(
         read_records(preferences.path(RANKINGS), Ranking),

@@ -9,7 +9,7 @@ from flows.run_context import RunContext, StageResult, copy_tokenizer
 from flows.stages.data import TRAIN_PROMPTS, read_prompts
 from flows.workspace import StageWorkspace
 
-STAGE, VERSION = "ppo", 1
+STAGE, VERSION = "ppo", 2
 
 
 def train_policy(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alignment.experience import PreferenceBatch
     from alignment.training.roles import MetricSink
 
-STAGE, VERSION = "reward_model", 1
+STAGE, VERSION = "reward_model", 2
 FOLD_PAIRS = "fold_pairs.json"
 
 

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -35,11 +35,27 @@ def test_each_row_is_in_one_microbatch_within_the_budget(lengths, budget):
 
 
 @settings(deadline=None)
-@given(rows, st.integers(1, 300))
-def test_no_microbatch_could_have_taken_the_first_row_of_the_next(lengths, budget):
-    plan = plan_microbatches(lengths, tokens_per_microbatch=budget)
-    for microbatch, following in pairwise(plan):
-        assert padded_tokens(lengths, [*microbatch, following[0]]) > budget
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 300))
+def test_no_cut_of_the_sorted_rows_has_less_padding(lengths, budget):
+    def cost(cut):
+        return sum(padded_tokens(lengths, m) for m in cut) + len(cut) * budget / 32
+
+    def fits(cut):
+        return all(len(m) == 1 or padded_tokens(lengths, m) <= budget for m in cut)
+
+    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    cuts = []
+    for places in product([False, True], repeat=len(lengths) - 1):
+        ends = [i + 1 for i, here in enumerate(places) if here] + [len(lengths)]
+        cuts.append([longest_first[a:b] for a, b in pairwise([0, *ends])])
+    best = min(cost(cut) for cut in cuts if fits(cut))
+    assert cost(plan_microbatches(lengths, tokens_per_microbatch=budget)) == pytest.approx(best)
+
+
+def test_the_longest_rows_come_first():
+    plan = plan_microbatches([3, 9, 4, 8, 1], tokens_per_microbatch=18)
+    longest = [max([3, 9, 4, 8, 1][row] for row in microbatch) for microbatch in plan]
+    assert longest == sorted(longest, reverse=True)
 
 
 @settings(deadline=None)
@@ -56,8 +72,10 @@ def test_groups_are_never_split_and_budgets_hold(rows_with_groups, budget):
 
 
 def test_microbatches_by_hand():
-    assert plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=18) == [[1, 3], [2, 0]]
-    assert plan_microbatches([3, 9, 4, 8], tokens_per_microbatch=17) == [[1], [3, 2], [0]]
+    # One more microbatch costs 180 / 32 = 5.6 tokens: worth it for 50 tokens of padding, not 2.
+    lengths = [39, 90, 40, 88]
+    assert plan_microbatches(lengths, tokens_per_microbatch=180) == [[1, 3], [2, 0]]
+    assert plan_microbatches(lengths, tokens_per_microbatch=179) == [[1], [3], [2, 0]]
     assert plan_microbatches([30, 2, 2], tokens_per_microbatch=10) == [[0], [1, 2]]
     # The group's own longest row counts for all rows of its microbatch.
     assert plan_microbatches([5, 1, 5, 1], tokens_per_microbatch=19, groups=[7, 7, 3, 3]) == [
