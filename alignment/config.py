@@ -62,6 +62,8 @@ class DataConfig(Settings):
     """Use at most this many prompts for candidates and PPO; all if absent."""
     heldout_prompts: Count | None = None
     """Use at most this many held-out prompts; all if absent."""
+    preference_groups: Count | None = None
+    """Train the reward model on at most this many imported comparison groups; all if absent."""
     max_response_tokens: Count = 256
     """Demonstrations and imported responses longer than this are left out, and counted."""
 
@@ -308,6 +310,12 @@ class PipelineConfig(Settings):
             raise ValueError(
                 '`preferences.source = "imported"` needs comparisons in the data; '
                 '`data.source = "starter"` has none: name a file of pairs or use the panel'
+            )
+        if self.data.preference_groups is not None and not imported:
+            raise ValueError(
+                "`data.preference_groups` has no effect with `preferences.source = "
+                f'"{self.preferences.source}"`, which ranks anew: remove it, or set the source to '
+                '"imported"'
             )
         return self
 

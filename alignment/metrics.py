@@ -33,7 +33,6 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("reward_model/learning_rate", "", "rate used by the step"),
     ("ppo/score_mean", "score", "reward-model score of the rollouts, 0 for the SFT policy"),
     ("ppo/score_sd", "score", "standard deviation of the score over the rollouts"),
-    ("ppo/gold_mean", "gold", "hidden gold score of the rollouts; never seen by training"),
     ("ppo/reward_mean", "score", "score minus the KL penalty, summed over a sequence"),
     ("ppo/kl_nats", "nats a sequence", "k1 against the reference, summed over a sequence"),
     ("ppo/kl_coefficient", "score a nat", "weight of the KL penalty in the reward"),

@@ -154,6 +154,7 @@ class LocalGenerator:
         self.causal_lm = causal_lm
         self.end_of_turn = end_of_turn
         self.version = 0
+        self.sampled_versions: set[int] = set()
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
@@ -163,6 +164,7 @@ class LocalGenerator:
             self._sample(prompt.token_ids, sampling, seed)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
+        self.sampled_versions.add(self.version)
         responses = [tokens for tokens, _ in pairs]
         batch = batch_from_rows([p.token_ids for p in prompts], responses)
         sampling_logprobs = torch.zeros(batch.token_ids.shape)
@@ -187,7 +189,8 @@ class LocalGenerator:
 
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
-        return [describe_local("generator")]
+        sampled = sorted(self.sampled_versions)
+        return [describe_local("generator") | {"policy_versions": sampled}]
 
     def _sample(
         self, prompt: Sequence[int], sampling: Sampling, seed: int

@@ -95,6 +95,7 @@ class Engines:
                     host=actor.get("host", ""),
                     engine=actor["engine"],
                     steps=actor.get("steps", 0),
+                    policy_versions=tuple(actor.get("policy_versions", ())),
                 )
             )
 

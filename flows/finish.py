@@ -26,7 +26,7 @@ from flows.summary import (
     timing_of,
     write_summary,
 )
-from flows.versions import code_versions
+from flows.versions import TRAINING_ENGINES, code_versions, why_not_loaded
 
 RATIO_TOLERANCE = 1e-4
 """Ratio of the first update: 1 but for float32 rounding between two batchings of one model."""
@@ -56,15 +56,21 @@ def _summary(run: RunContext, stages: Sequence[Artifact], result: EvaluationResu
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=run.config.run.seed,
         simulated_labels=run.config.preferences.source == "panel",
+        data=_data_counts(stages),
         targets=_targets(run, result),
         checks=_checks(run, stages, actors),
-        versions=_versions(stages),
+        versions=_versions(run, stages),
         actors=actors,
         timing=timing_of(run.clock, tuple(run.reused)),
         memory=memory_of(run.memory.report()),
         machine=this_machine(),
         reused=tuple(run.reused),
     )
+
+
+def _data_counts(stages: Sequence[Artifact]) -> dict[str, int]:
+    (data,) = (stage for stage in stages if stage.stage == "data")
+    return {name: count for name, count in data.metrics.items() if isinstance(count, int)}
 
 
 def _targets(run: RunContext, result: EvaluationResult) -> dict[str, Target]:
@@ -167,7 +173,7 @@ def _checks(
 PPO_ROLES = ("policy", "critic", "reference", "reward_model", "generator")
 
 
-def _versions(stages: Sequence[Artifact]) -> Versions:
+def _versions(run: RunContext, stages: Sequence[Artifact]) -> Versions:
     loaded: dict[str, Any] = {}
     for stage in stages:
         loaded.update({name: v for name, v in stage.versions.items() if v is not None})
@@ -175,8 +181,13 @@ def _versions(stages: Sequence[Artifact]) -> Versions:
     import prefect
 
     loaded["prefect"] = prefect.__version__
-    engines = ("ray", "vllm", "deepspeed", "prefect", "gradio")
+    engines = {name: loaded.pop(name, None) for name in (*TRAINING_ENGINES, "prefect", "gradio")}
     return Versions(
-        **{name: loaded.pop(name, None) for name in engines},
+        **engines,
         other=loaded,
+        not_loaded={
+            name: why_not_loaded(run.config, name)
+            for name, version in engines.items()
+            if version is None
+        },
     )

@@ -64,7 +64,10 @@ class Check(Record):
 
 
 class Versions(Record):
-    """Versions of the engines as loaded by the processes of this run; None: not loaded."""
+    """Versions of the engines as loaded by the processes of this run; None: not loaded.
+
+    `not_loaded` says of each engine that is None why the run had no use for it.
+    """
 
     ray: str | None
     vllm: str | None
@@ -73,6 +76,14 @@ class Versions(Record):
     gradio: str | None
     other: dict[str, str | None] = {}
     """Anything else, e.g. torch, python, commit."""
+    not_loaded: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _reasons_are_about_absent_engines(self) -> Self:
+        loaded = [name for name in self.not_loaded if getattr(self, name, "") is not None]
+        if loaded:
+            raise ValueError(f"`not_loaded` gives a reason for {', '.join(loaded)}: not absent")
+        return self
 
 
 class Actor(Record):
@@ -156,6 +167,8 @@ class Summary(Record):
     seed: Count
     simulated_labels: bool
     """True if the simulated panel, not people, ranked."""
+    data: dict[str, Count] = {}
+    """Records that the run used of each kind, and how many the source offered or lost."""
     targets: dict[str, Target]
     checks: dict[str, Check] = {}
     versions: Versions

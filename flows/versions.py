@@ -1,10 +1,17 @@
-"""Which code made an artifact: Python, alignflow and, from a working copy, the commit."""
+"""Which code made an artifact: Python, alignflow and, from a working copy, the commit.
+
+And why an engine that a run might have loaded was not.
+"""
 
 import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from alignment.config import PipelineConfig
+
+TRAINING_ENGINES = ("ray", "vllm", "deepspeed")
 
 
 @cache
@@ -15,6 +22,19 @@ def code_versions() -> dict[str, str | None]:
         "alignflow": _installed_version(),
         "commit": _commit(),
     }
+
+
+def why_not_loaded(config: PipelineConfig, engine: str) -> str:
+    """Why a finished run never loaded an engine; for `Versions.not_loaded`."""
+    if engine in TRAINING_ENGINES and config.cluster.backend == "local":
+        return 'every role was held by this process: `cluster.backend = "local"`'
+    if engine == "gradio":
+        return {
+            "panel": "the simulated panel ranks through the label service's store, not on the page",
+            "people": "the ranking page was served by another command, `alignflow label serve`",
+            "imported": "the rankings came with the data, so nothing was ranked here",
+        }[config.preferences.source]
+    return "no stage of this run recorded that it used it"
 
 
 def _installed_version() -> str | None:

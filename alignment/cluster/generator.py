@@ -46,6 +46,7 @@ class GeneratorActor:
         self.config = config
         self.rank = rank
         self._version: int | None = 0
+        self._sampled_versions: set[int] = set()
         self._llm: Any = None
 
     def start(self) -> None:
@@ -79,6 +80,7 @@ class GeneratorActor:
             [self._sampling_parameters(sampling, seed) for seed in seeds],
             use_tqdm=False,
         )
+        self._sampled_versions.add(version)
         return [_response(output.outputs[0], version) for output in outputs]
 
     def load_weights(self, weights: ObjectStoreWeights | FolderWeights, version: int) -> None:
@@ -122,6 +124,7 @@ class GeneratorActor:
             "engine": type(self._llm.llm_engine).__name__,
             "vllm": vllm.__version__,
             "policy_version": self._version,
+            "policy_versions": sorted(self._sampled_versions),
             "device": str(self.device),
         }
 

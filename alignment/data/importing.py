@@ -46,12 +46,17 @@ REFUSED_FILE = "refused.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
-    """What a run trains and is judged on; no prompt of `heldout_prompts` is in the others."""
+    """What a run trains and is judged on; no prompt of `heldout_prompts` is in the others.
+
+    `preference_groups_available` counts those that could be used before
+    `data.preference_groups` limited them.
+    """
 
     demonstrations: tuple[Demonstration, ...]
     train_prompts: tuple[Prompt, ...]
     heldout_prompts: tuple[Prompt, ...]
     preference_groups: tuple[PreferenceGroup, ...]
+    preference_groups_available: int
     refused: tuple[Refusal, ...]
 
 
@@ -86,7 +91,8 @@ def prepare(
         heldout_prompts=_shuffled(
             apart.heldout_prompts or (), config.heldout_prompts, seed, "heldout"
         ),
-        preference_groups=apart.preference_groups,
+        preference_groups=_limited_groups(apart.preference_groups, config, seed),
+        preference_groups_available=len(apart.preference_groups),
         refused=apart.refused,
     )
     for part in ("demonstrations", "train_prompts", "heldout_prompts"):
@@ -224,11 +230,24 @@ def _shuffled(items: Sequence[ItemT], limit: int | None, seed: int, part: str) -
     return tuple(items[place] for place in order.tolist()[:limit])
 
 
+def _limited_groups(
+    groups: tuple[PreferenceGroup, ...], config: DataConfig, seed: int
+) -> tuple[PreferenceGroup, ...]:
+    """All in the source's order, or as many as the settings say, chosen by the seed."""
+    if config.preference_groups is None:
+        return groups
+    return _shuffled(groups, config.preference_groups, seed, "preferences")
+
+
 def _nothing_left(config: DataConfig, part: str, refused: Sequence[Refusal]) -> str:
-    where = config.path or "the starter set"
-    why = (
-        f"; {len(refused)} records were refused, the first: {refused[0].reason}" if refused else ""
-    )
     return (
-        f"{where}: no {part.replace('_', ' ')} are left{why}; bring more data or relax the limits"
+        f"{config.path or 'the starter set'}: no {part.replace('_', ' ')} are left"
+        f"{why_refused(refused)}; bring more data or relax the limits"
     )
+
+
+def why_refused(refused: Sequence[Refusal]) -> str:
+    """`; 3 records were refused, the first: ...` for a message; empty if none was."""
+    if not refused:
+        return ""
+    return f"; {len(refused)} records were refused, the first: {refused[0].reason}"

@@ -18,7 +18,6 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "ppo": (
         "ppo/score_mean",
-        "ppo/gold_mean",
         "ppo/reward_mean",
         "ppo/kl_nats",
         "ppo/entropy_nats",

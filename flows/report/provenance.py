@@ -7,7 +7,7 @@ from flows.report.inputs import ReportInputs
 from flows.report.markup import Content, Html, minus, section, table, tag
 from flows.report.resources import actors_table
 from flows.report.wording import number
-from flows.summary import Summary
+from flows.summary import Summary, Versions
 
 
 def provenance_section(inputs: ReportInputs) -> Html:
@@ -30,11 +30,12 @@ def provenance_section(inputs: ReportInputs) -> Html:
 
 
 def _of_summary(summary: Summary) -> Iterator[Html]:
-    versions = summary.versions.model_dump(exclude={"other"}) | summary.versions.other
+    given = summary.versions
+    versions = given.model_dump(exclude={"other", "not_loaded"}) | given.other
     yield tag(
         "dl",
         *(
-            tag("div", tag("dt", name), tag("dd", version or "not loaded"))
+            tag("div", tag("dt", name), tag("dd", version or _not_loaded(given, name)))
             for name, version in versions.items()
         ),
         tag("div", tag("dt", "machine"), tag("dd", summary.machine.platform)),
@@ -56,6 +57,11 @@ def _of_summary(summary: Summary) -> Iterator[Html]:
     if rows:
         figures = table(("Figure", "Value", "95% interval", "n", "Seed"), rows)
         yield _folded(f"All {len(rows)} figures of summary.json", figures)
+
+
+def _not_loaded(versions: Versions, name: str) -> str:
+    why = versions.not_loaded.get(name)
+    return f"not loaded: {why}" if why else "not loaded"
 
 
 def _folded(heading: str, content: Html) -> Html:

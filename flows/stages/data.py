@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from alignment.errors import DataError
 from alignment.records import Demonstration, PreferenceGroup, Prompt
 from flows.manifest import Artifact, InputReference, digest_file
 from flows.run_context import RunContext, StageResult
@@ -26,7 +27,7 @@ def prepare_data(run: RunContext, base_model: Artifact) -> Artifact:
     max_prompt_tokens = run.config.model.max_prompt_tokens
 
     def work(workspace: StageWorkspace) -> StageResult:
-        from alignment.data.importing import prepare, write_prepared
+        from alignment.data.importing import prepare, why_refused, write_prepared
         from alignment.models.loading import load_tokenizer
 
         prepared = prepare(
@@ -35,6 +36,12 @@ def prepare_data(run: RunContext, base_model: Artifact) -> Artifact:
             tokenizer=load_tokenizer(base_model.path("model")),
             max_prompt_tokens=max_prompt_tokens,
         )
+        if run.config.preferences.source == "imported" and not prepared.preference_groups:
+            raise DataError(
+                f"{config.path} has no comparison that can be used, and `preferences.source` is "
+                f'"imported"{why_refused(prepared.refused)}; bring a file with comparisons, or let '
+                "people or the panel rank"
+            )
         folder = workspace.output(DEMONSTRATIONS).parent
         write_prepared(folder, prepared)
         if not prepared.refused:
@@ -70,6 +77,7 @@ def _counts(prepared: "PreparedData") -> dict[str, Any]:
         "train_prompts": len(prepared.train_prompts),
         "heldout_prompts": len(prepared.heldout_prompts),
         "preference_groups": len(prepared.preference_groups),
+        "preference_groups_available": prepared.preference_groups_available,
         "refused": len(prepared.refused),
     }
 

@@ -74,6 +74,7 @@ def test_starter_gives_all_of_it_shuffled_and_the_same_again():
     assert Counter(prepared.heldout_prompts) == Counter(starter.heldout_prompts)
     assert prepared.train_prompts != starter.train_prompts
     assert prepared.preference_groups == prepared.refused == ()
+    assert prepared.preference_groups_available == 0
     assert prepare(DataConfig(), seed=3) == prepared
 
 
@@ -156,6 +157,25 @@ def test_the_number_held_out_is_the_setting_and_other_limits_cut_afterwards(tmp_
     sizes = [len(getattr(prepared, part)) for part in PARTS]
     assert sizes == [3, 6, 5]
     assert len(prepared.preference_groups) == 15
+
+
+def test_a_limit_on_comparisons_draws_them_by_the_seed_and_counts_the_rest(tmp_path):
+    config = write_pairs(tmp_path / "pairs.jsonl", count=40)
+    whole = prepare(config, seed=0)
+    limited = config.model_copy(update={"preference_groups": 9})
+    drawn = prepare(limited, seed=0)
+    assert whole.preference_groups_available == drawn.preference_groups_available == 36
+    assert len(set(drawn.preference_groups)) == 9
+    assert set(drawn.preference_groups) < set(whole.preference_groups)
+    assert drawn.preference_groups != whole.preference_groups[:9]
+    assert drawn.demonstrations == whole.demonstrations
+    assert prepare(limited, seed=0) == drawn
+    more = prepare(config.model_copy(update={"preference_groups": 20}), seed=0)
+    assert more.preference_groups[:9] == drawn.preference_groups
+    assert (
+        len(prepare(config.model_copy(update={"preference_groups": 99}), seed=0).preference_groups)
+        == 36
+    )
 
 
 def test_refused_rows_are_passed_on(tmp_path):

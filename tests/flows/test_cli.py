@@ -107,6 +107,20 @@ def test_module_runs_as_a_program():
         (["run", "none.toml"], "configuration none.toml does not exist"),
         (["run", "quickstart", "--set", "ppo.step=1"], "`ppo.step` is not a setting"),
         (["run", "quickstart", "--set", "ppo.steps"], "is not key=value"),
+        (["run", "quickstart", "--set", "ppo.steps=many"], "`ppo.steps`"),
+        (["run", "quickstart", "--set", "data.path=a"], "`data.path` has no effect"),
+        (
+            ["run", "quickstart", "--set", "data.preference_groups=9"],
+            "`data.preference_groups` has no effect",
+        ),
+        (
+            ["run", "quickstart", "--set", "ppo.sequences_per_minibatch=7"],
+            "32 sequences is not divisible by `ppo.sequences_per_minibatch` 7",
+        ),
+        (
+            ["run", "quickstart", "--set", "preferences.source=imported"],
+            'needs comparisons in the data; `data.source = "starter"` has none',
+        ),
         (["run", "quickstart", "--run", "a/b"], "`run.name`"),
         (["config", "hh_harmless"], "needs `data.path`"),
         (["label", "serve", "--store", "none"], "nothing waits to be ranked"),

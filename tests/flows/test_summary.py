@@ -9,10 +9,19 @@ import pytest
 from pydantic import ValidationError
 from summary_records import make_summary, make_target, make_timing
 
+from alignment.config import load_config
 from alignment.errors import StoreError
 from flows.memory import MemorySampler, system_memory_gib, system_used_kib
-from flows.summary import StageTiming, memory_of, read_summary, timing_of, write_summary
+from flows.summary import (
+    StageTiming,
+    Versions,
+    memory_of,
+    read_summary,
+    timing_of,
+    write_summary,
+)
 from flows.timing import WorkClock
+from flows.versions import why_not_loaded
 
 
 def test_summary_is_read_as_written(tmp_path):
@@ -45,6 +54,32 @@ def test_summary_that_breaks_the_schema_is_refused(tmp_path, change):
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(StoreError, match="does not follow the schema"):
         read_summary(tmp_path)
+
+
+def test_an_engine_that_was_loaded_has_no_reason_for_its_absence():
+    loaded = {"ray": "2", "vllm": "0", "deepspeed": "0", "prefect": "3"}
+    versions = Versions(**loaded, gradio=None, not_loaded={"gradio": "nobody ranked"})
+    assert versions.not_loaded == {"gradio": "nobody ranked"}
+    with pytest.raises(ValidationError, match="gives a reason for gradio: not absent"):
+        Versions(**loaded, gradio="6", not_loaded={"gradio": "nobody ranked"})
+
+
+@pytest.mark.parametrize(
+    ("engine", "overrides", "reason"),
+    [
+        ("gradio", [], "the simulated panel ranks through the label service's store"),
+        ("gradio", ["preferences.source=people"], "served by another command"),
+        (
+            "gradio",
+            ["preferences.source=imported", "data.source=hh-rlhf", "data.path=a"],
+            "came with the data",
+        ),
+        ("vllm", ["cluster.backend=local"], "held by this process"),
+        ("vllm", [], "no stage of this run recorded"),
+    ],
+)
+def test_an_absent_engine_is_explained(engine, overrides, reason):
+    assert reason in why_not_loaded(load_config([], overrides), engine)
 
 
 @pytest.mark.parametrize(
