@@ -5,9 +5,11 @@ a run without a deployment. The label store is the truth; it is read again at ev
 run that was stopped, suspended or killed during the wait goes on with the same command.
 """
 
+import os
+import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 from uuid import uuid4
@@ -84,7 +86,7 @@ def wait_for_rankings(
         return digest
     if server is not None:
         with server() as url:
-            _invite(url, announce, open_browser)
+            _invite(url, rounds.progress(round_id), announce, open_browser)
             for status in _statuses(rounds, round_id, poll_s, sleep):
                 report(status.rankings_done, status.rankings_wanted)
         return rounds.progress(round_id).frozen_digest or rounds.freeze(round_id)
@@ -120,10 +122,32 @@ def _statuses(
         sleep(poll_s)
 
 
-def _invite(url: str, announce: Callable[[str], None], open_browser: bool) -> None:
-    announce(f"Rank the responses at {url}. The run goes on by itself when all are ranked.")
-    if open_browser and not webbrowser.open(url):
+def _invite(
+    url: str, status: RoundStatus, announce: Callable[[str], None], open_browser: bool
+) -> None:
+    """Say what a person is to do, where, and how much is left; open the page where possible."""
+    left = status.rankings_wanted - status.rankings_done
+    announce(f"Your turn: {left} of {status.rankings_wanted} rankings are left.")
+    announce(f"Rank the responses at {url}")
+    announce(
+        "Sign in with any name, give each response a rank (keys 1 to 9, equal ones tie) and press "
+        "Enter. After the last ranking the run goes on by itself. Ctrl-C loses nothing: the same "
+        "command asks for the rest."
+    )
+    if open_browser and not (can_show_a_browser() and webbrowser.open(url)):
         announce("No browser could be opened here: open the address yourself.")
+
+
+def can_show_a_browser(
+    environ: Mapping[str, str] = os.environ, platform: str = sys.platform
+) -> bool:
+    """True where a browser would get a window.
+
+    Without a display Python would start a text browser in the very terminal that shows the run.
+    """
+    if platform in ("darwin", "win32"):
+        return True
+    return any(environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
 @contextmanager

@@ -29,7 +29,8 @@ def encode_prompt(
     Raises:
         ModelError: the tokenizer has no chat template.
         DataError: the prompt does not end with a user turn, has more than `max_prompt_tokens`
-            tokens, or spells a control token, which would forge a turn.
+            tokens, is refused by the template, or spells a control token, which would forge a
+            turn.
     """
     if not tokenizer.chat_template:
         raise ModelError(
@@ -38,12 +39,20 @@ def encode_prompt(
             "use a model whose tokenizer ships one"
         )
     _check_prompt(tokenizer, prompt)
-    token_ids = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in prompt.messages],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
+    from jinja2 import TemplateError
+
+    try:
+        token_ids = tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in prompt.messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"prompt {prompt.id} is refused by the chat template: {error}; leave it out, or set "
+            '`model.chat_template = "chatml"`'
+        ) from error
     if len(token_ids) > max_prompt_tokens:
         raise DataError(
             f"prompt {prompt.id} has {len(token_ids)} tokens with the chat template; "

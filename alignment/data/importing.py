@@ -180,6 +180,8 @@ def _read_source(config: DataConfig) -> ImportResult:
 
 def _hold_out(imported: ImportResult, config: DataConfig, seed: int) -> ImportResult:
     """Every prompt on one side only: the source's own split where it has one, else ours."""
+    if not imported.prompts:
+        raise DataError(_nothing_left(config, "prompts", imported.refused))
     if imported.heldout_prompts is not None:
         return _refuse_heldout_in_training(imported, imported.heldout_prompts)
     distinct = {prompt_text(prompt) for prompt in imported.prompts}

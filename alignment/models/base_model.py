@@ -96,7 +96,13 @@ def _copy_folder(source: Path, folder: Path) -> dict[str, str]:
     from alignment.models.loading import load_language_model, load_tokenizer
 
     load_tokenizer(source)
-    load_language_model(source)  # a damaged folder is refused here, not hours later
+    model = load_language_model(source)  # a damaged folder is refused here, not hours later
+    for name, weight in model.named_weights():
+        if not bool(weight.isfinite().all()):
+            raise ModelError(
+                f"model folder {source}: weight {name} has values that are not finite; copy the "
+                "folder again, or name another checkpoint of the model"
+            )
     for file in source.iterdir():
         if file.is_file():
             shutil.copy2(file, folder / file.name)
@@ -135,3 +141,16 @@ def _set_chat_template(config: ModelConfig, folder: Path) -> None:
             f"the tokenizer of {config.source!r} has no chat template; set `model.chat_template` "
             'to "chatml", or add one to its tokenizer_config.json'
         )
+    else:
+        _require_working_template(config, tokenizer)
+
+
+def _require_working_template(config: ModelConfig, tokenizer: Any) -> None:
+    conversation = [{"role": "user", "content": "Hello"}]
+    try:
+        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program and may fail in any way
+        raise ModelError(
+            f"the chat template of {config.source!r} cannot be applied: {error}; correct it, or "
+            'set `model.chat_template` to "chatml"'
+        ) from error

@@ -1,5 +1,6 @@
 """Model folders: open them, and name what is wrong with one that cannot be opened."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def load_tokenizer(folder: Path) -> Any:
     _require_folder(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # every tokenizer has its own exceptions for a damaged file
         raise ModelError(
             f"model folder {folder} has no usable tokenizer: {_first_line(error)}; "
             "it needs tokenizer.json and tokenizer_config.json"
@@ -108,22 +109,41 @@ def load_tokenizer(folder: Path) -> Any:
 def _from_folder(auto_class: Any, folder: Path) -> Any:
     _require_folder(folder)
     try:
-        model = auto_class.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, attention_dropout=0.0
+        model, report = auto_class.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            attention_dropout=0.0,
+            output_loading_info=True,
         )
     except Exception as error:  # every loader has its own exceptions; all mean the same here
         raise ModelError(
             f"model folder {folder} cannot be loaded: {_first_line(error)}; it needs config.json "
             "and safetensors weights that fit it"
         ) from error
+    if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
+        raise ModelError(
+            f"model folder {folder} lacks {len(missing)} of the weights that its config.json asks "
+            f"for, {missing[0]} first; copy the folder again, or correct config.json"
+        )
     return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
 
 
 def _require_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
         raise ModelError(
             f"model folder {folder} {what}; name a folder written by transformers' save_pretrained"
+        )
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}; copy the model folder again") from None
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ModelError(
+            f"{path} has no `model_type`, so it does not describe a model; copy the model folder "
+            "again"
         )
 
 

@@ -1,8 +1,11 @@
 """base_model: one local folder with weights, tokenizer and chat template."""
 
 import hashlib
+import json
 from pathlib import Path
 
+from alignment.config import PipelineConfig
+from alignment.errors import ModelError
 from flows.manifest import Artifact, InputReference
 from flows.run_context import RunContext, StageResult
 from flows.workspace import StageWorkspace
@@ -26,7 +29,34 @@ def prepare_base_model(run: RunContext) -> Artifact:
         settings={"source": config.source, "chat_template": config.chat_template},
         inputs=_folder_input(config.source),
     )
-    return run.stage(request, work)
+    base_model = run.stage(request, work)
+    require_context(run.config, base_model.path("model"))
+    return base_model
+
+
+def require_context(config: PipelineConfig, folder: Path) -> None:
+    """Refuse, before any engine starts, sequences that the model's context cannot hold.
+
+    Raises:
+        ModelError: names the setting whose responses are too long, and all the numbers.
+    """
+    limit = json.loads((folder / "config.json").read_bytes()).get("max_position_embeddings")
+    if limit is None:
+        return
+    responses = {
+        "data.max_response_tokens": config.data.max_response_tokens,
+        "candidates.max_response_tokens": config.candidates.max_response_tokens,
+        "ppo.max_response_tokens": config.ppo.max_response_tokens,
+        "evaluation.max_response_tokens": config.evaluation.max_response_tokens,
+    }
+    name, longest = max(responses.items(), key=lambda item: item[1])
+    prompt = config.model.max_prompt_tokens
+    if prompt + longest > limit:
+        raise ModelError(
+            f"`model.max_prompt_tokens` {prompt} + `{name}` {longest} = {prompt + longest} tokens, "
+            f"but the context of {config.model.source!r} is {limit} (`max_position_embeddings` of "
+            "its config.json); lower one of the two"
+        )
 
 
 def _folder_input(source: str) -> dict[str, InputReference]:

@@ -56,7 +56,12 @@ def prepare_data(run: RunContext, base_model: Artifact) -> Artifact:
         settings={**settings, "max_prompt_tokens": max_prompt_tokens},
         inputs={"base_model": base_model.reference("model"), **_source_input(run)},
     )
-    return run.stage(request, work)
+    data = run.stage(request, work)
+    if REFUSED in data.outputs:
+        count, path = data.metrics["refused"], data.path(REFUSED)
+        were = "was" if count == 1 else "were"
+        run.progress.say(f"{count} of the data's records {were} left out: {path} says why")
+    return data
 
 
 def _source_input(run: RunContext) -> dict[str, InputReference]:

@@ -89,9 +89,11 @@ def test_page_is_served_until_all_is_ranked_then_frozen():
     )
     assert digest == "digest"
     assert reports == [(0, 4), (2, 4), (4, 4)]
-    served, invitation, *rest = rounds.events
+    served, left, where, how, *rest = rounds.events
     assert served == "serve"
-    assert "http://127.0.0.1:7861/" in invitation
+    assert left == "Your turn: 4 of 4 rankings are left."
+    assert where.endswith(" http://127.0.0.1:7861/")
+    assert "Sign in" in how
     assert rest == ["sleep", "sleep", "stop", "freeze"]
 
 
@@ -111,6 +113,7 @@ def test_browser_is_opened_unless_told_not_to(monkeypatch):
         return False
 
     monkeypatch.setattr(waiting.webbrowser, "open", open_and_tell)
+    monkeypatch.setenv("DISPLAY", ":0")
     rounds = RoundsInMemory(ranked_per_poll=4)
     wait(rounds, server=rounds.server)
     assert opened == ["http://127.0.0.1:7861/"]
@@ -118,3 +121,26 @@ def test_browser_is_opened_unless_told_not_to(monkeypatch):
     rounds = RoundsInMemory(ranked_per_poll=4)
     wait(rounds, server=rounds.server, open_browser=False)
     assert len(opened) == 1
+
+
+def test_no_browser_is_tried_where_it_would_take_the_terminal(monkeypatch):
+    monkeypatch.setattr(waiting.webbrowser, "open", pytest.fail)
+    monkeypatch.setattr(waiting, "can_show_a_browser", lambda: False)
+    rounds = RoundsInMemory(ranked_per_poll=4)
+    wait(rounds, server=rounds.server)
+    assert "No browser could be opened here: open the address yourself." in rounds.events
+
+
+@pytest.mark.parametrize(
+    ("environ", "platform", "shown"),
+    [
+        ({}, "linux", False),
+        ({"DISPLAY": ""}, "linux", False),
+        ({"DISPLAY": ":0"}, "linux", True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
+        ({"BROWSER": "firefox"}, "linux", True),
+        ({}, "darwin", True),
+    ],
+)
+def test_a_browser_needs_a_display(environ, platform, shown):
+    assert waiting.can_show_a_browser(environ, platform) is shown
