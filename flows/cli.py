@@ -28,6 +28,7 @@ examples:
   alignflow run quickstart_people --serve-labels  the same with you ranking in a browser
   alignflow run quickstart --set ppo.steps=14 --run longer
   alignflow config quickstart                     every setting, and the sizes that follow
+  alignflow plan quickstart                       memory, placement and time, before it starts
   alignflow report quickstart                     results of a finished run
   alignflow lineage quickstart                    from the policy back to data and rankings
 
@@ -79,6 +80,7 @@ def command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_config(commands)
+    _add_plan(commands)
     _add_report(commands)
     _add_lineage(commands)
     _add_import(commands)
@@ -118,6 +120,39 @@ def _add_config(commands: Commands) -> None:
     )
     _add_config_arguments(parser)
     parser.set_defaults(handler=_config)
+
+
+_PLAN_EXAMPLES = """\
+Predicts memory of each role against its device, placement, seconds of a PPO step by phase, and
+settings that fit. CLUSTER is a file of Ray's cluster launcher; without it, this machine counts.
+Exit code 1 where the run is predicted not to fit.
+
+examples:
+  alignflow plan quickstart
+  alignflow plan my_run.toml --cluster cluster.yaml --gpu A100-80G --model-shape qwen2.5-7b
+  alignflow plan quickstart --against quickstart     how far the plan was from a finished run
+"""
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = _command(
+        commands, "plan", "show what a run will need, and what would fit", _PLAN_EXAMPLES
+    )
+    _add_config_arguments(parser)
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="machines to plan for")
+    parser.add_argument("--gpu", metavar="NAME", help="kind of GPU where CLUSTER names none")
+    parser.add_argument(
+        "--model-shape", metavar="NAME", help="a public model in place of model.source"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=float, metavar="MEAN", help="mean prompt length, if known"
+    )
+    parser.add_argument(
+        "--response-tokens", type=float, metavar="MEAN", help="mean response length, if known"
+    )
+    parser.add_argument("--against", metavar="RUN", help="compare with a finished run's record")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.set_defaults(handler=_plan)
 
 
 def _add_report(commands: Commands) -> None:
@@ -215,6 +250,12 @@ def _config(arguments: argparse.Namespace) -> int:
     from flows.commands import show_config
 
     return show_config(arguments)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from flows.commands import show_plan
+
+    return show_plan(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:

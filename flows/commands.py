@@ -14,6 +14,7 @@ from alignment.errors import DataError, StoreError
 from flows.environment import prepare_environment
 from flows.exit_codes import FAILED
 from flows.interruption import interruptible
+from flows.planning import make_plan, plan_json, refuse_what_cannot_fit
 from flows.prefect_server import prefect_api, without_heartbeats
 from flows.run_record import RunOptions, RunOutcome, read_run
 from flows.shipped_configs import config_path
@@ -38,6 +39,8 @@ def run(arguments: Namespace) -> int:
     if arguments.run is not None:
         overrides.append(f"run.name={json.dumps(arguments.run)}")
     config = load_config([config_path(name) for name in arguments.configs], overrides)
+    for warning in refuse_what_cannot_fit(config):
+        print(f"alignflow: memory may get tight: {warning}", file=sys.stderr)
     options = RunOptions(
         serve_labels=arguments.serve_labels,
         open_browser=not arguments.no_browser,
@@ -59,6 +62,44 @@ def show_config(arguments: Namespace) -> int:
     for name, value in derived_sizes(config):
         print(f"# {name}: {value}")
     return 0
+
+
+@_until_nobody_reads()
+def show_plan(arguments: Namespace) -> int:
+    """Print what a run will need, or how far a plan was from a finished run."""
+    from rich.console import Console
+
+    from alignment.planning.cluster_file import read_cluster_file
+    from alignment.planning.machines import local_machine
+    from flows.plan_against import compare_with_run, print_check
+    from flows.plan_table import print_plan
+
+    config = load_config([config_path(name) for name in arguments.configs], arguments.overrides)
+    machines = (
+        read_cluster_file(arguments.cluster, gpu=arguments.gpu)
+        if arguments.cluster
+        else local_machine()
+    )
+    console = Console(highlight=False)
+    if arguments.against is not None:
+        check = compare_with_run(config, machines, named_run(arguments.against, config.run.runs))
+        if arguments.json:
+            print(json.dumps(check.as_json(), indent=2))
+        else:
+            print_check(console, check)
+        return 0
+    plan = make_plan(
+        config,
+        machines,
+        model_shape=arguments.model_shape,
+        prompt_tokens=arguments.prompt_tokens,
+        response_tokens=arguments.response_tokens,
+    )
+    if arguments.json:
+        print(json.dumps(plan_json(plan), indent=2))
+    else:
+        print_plan(console, plan)
+    return 0 if plan.fits else FAILED
 
 
 @_until_nobody_reads()
@@ -164,8 +205,11 @@ def _tell_outcome(outcome: RunOutcome) -> int:
 
 
 def _run_folder(arguments: Namespace) -> Path:
-    """The folder meant by a RUN argument; refuses a name that no run has."""
-    named = Path(arguments.run)
-    folder = named if named.is_dir() else arguments.runs / arguments.run
+    return named_run(arguments.run, arguments.runs)
+
+
+def named_run(name: str, runs: Path) -> Path:
+    """The folder of a run, given by itself or by its name; refuses a name that no run has."""
+    folder = Path(name) if Path(name).is_dir() else runs / name
     read_run(folder.absolute())
     return folder.absolute()

@@ -1,0 +1,115 @@
+"""Constants that only a measurement can give, each with where it comes from.
+
+Three kinds: *measured* on the CPU path of this project, *published* by others for GPUs, and
+*read* in the source of an engine. Change them here and nowhere else; `alignflow plan CONFIG
+--against RUN` says how far they are off.
+"""
+
+from dataclasses import dataclass
+
+MIB = 2**20
+GIB = 2**30
+
+# --- memory of a process before it holds a model --------------------------------------------
+
+IDLE_ROLE_BYTES = 310 * MIB
+"""Measured: proportional set size of an idle process with ray, torch, transformers and deepspeed
+imported (285 to 309 MiB), and of frozen roles in a run less their mapped weights (313 to 333)."""
+IDLE_GENERATOR_BYTES = 506 * MIB
+"""Measured: vLLM started on a 90k-parameter model, 1530 MiB, less its 1 GiB of KV cache."""
+DRIVER_BYTES = 900 * MIB
+"""Estimate: the driving process, Ray's own and a private Prefect server."""
+CUDA_CONTEXT_BYTES = 1536 * MIB
+"""Estimate, not measured here: CUDA context, cuBLAS workspaces, NCCL buffers of one process."""
+GRAPHS_AND_PROFILE_BYTES = 2 * GIB
+"""Estimate, not measured here: vLLM's CUDA graphs and activations within its share of a GPU."""
+
+# --- what engines keep beside the model -------------------------------------------------------
+
+HEAP_SLACK = 1.15
+"""Measured: resident memory of a training step on CPU over the tensors that live at its peak
+(1.06 to 1.19, glibc told to keep freed pages, see alignment/cluster/processes.py)."""
+SYNC_BUCKET_BYTES = 256 * MIB
+"""Read: BUCKET_BYTES in alignment/cluster/weights.py."""
+LOADS_WHOLE_MODEL_ON_DEVICE = True
+"""Read: alignment/cluster/trainable.py moves the whole float32 model to the rank's device before
+DeepSpeed shards it, at every ZeRO stage. False once ZeRO 3 starts from sharded weights."""
+REDUCE_BUCKET_NUMBERS = 500_000_000
+"""Read: DeepSpeed 0.19, `reduce_bucket_size` default, in numbers of float32."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Read: DeepSpeed 0.19, `stage3_max_live_parameters` default."""
+VOCABULARY_CHUNK_TOKENS = 512
+"""Read: `chunk_tokens` of alignment.models.modules.LanguageModel."""
+VOCABULARY_COPIES = 4
+"""Read: logits, log-softmax, its exponential and their product in objectives/logprobs.py."""
+ENGINE_SEQUENCES = 64
+"""Read: `max_parallel_sequences` default of GeneratorSpec."""
+
+# --- speed ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What one processor reaches: operations and bytes a second, in each kind of work.
+
+    `*_share` are shares of the peak rate of matrix products, `memory_share` of the memory's.
+    """
+
+    train_share: float
+    forward_share: float
+    prefill_share: float
+    decode_share: float
+    memory_share: float
+    decode_step_s: float
+    """Fixed cost of one decoding step of the rollout engine."""
+    sync_bytes_per_s: float
+    sync_s: float
+    """Fixed cost of publishing weights."""
+    collective_bytes_per_s: float
+    """Per rank, for ZeRO's gathers and reductions."""
+    call_s: float
+    """Fixed cost of one call of a role."""
+    padding: float
+    """Padded tokens over valid ones after token-budget batching."""
+
+
+CPU_CORE_FLOPS = 50e9
+"""Measured: float32 matrix products of training shapes, each of 2 cores of the shared machine of
+docs/results.md (100 Gflop/s together)."""
+CPU_BFLOAT16_FACTOR = 1.0
+"""The reference machine has no bf16 instructions; with AVX512-BF16 expect about 2.7."""
+CPU_MEMORY_BANDWIDTH = 20e9
+"""Estimate, bytes a second of the whole machine."""
+
+CPU_SPEED = Speed(
+    # Fitted to one quickstart step on the reference machine, 32 responses, 2026-11: update_policy
+    # 15 s, update_critic 6 s, generate 7.5 s, old_logprobs 4.4 s, reference_logprobs 3.4 s,
+    # sync 1.1 s.
+    train_share=0.75,
+    forward_share=0.90,
+    prefill_share=0.80,
+    decode_share=0.50,
+    memory_share=0.50,
+    decode_step_s=0.04,
+    sync_bytes_per_s=0.55e9,
+    sync_s=0.1,
+    collective_bytes_per_s=1e9,
+    call_s=0.1,
+    padding=1.2,
+)
+
+GPU_SPEED = Speed(
+    # Published: see docs/performance.md, "The plan against published figures". Never measured
+    # by this project.
+    train_share=0.42,
+    forward_share=0.45,
+    prefill_share=0.45,
+    decode_share=0.40,
+    memory_share=0.75,
+    decode_step_s=0.010,
+    sync_bytes_per_s=5.6e9,
+    sync_s=2.5,
+    collective_bytes_per_s=100e9,
+    call_s=0.05,
+    padding=1.0,
+)

@@ -1,0 +1,260 @@
+"""Memory of one rank of each role, in bytes, part by part.
+
+P parameters, N ranks of the role. Weights, gradients and AdamW's two moments are float32 at every
+ZeRO stage (Rajbhandari et al. 2020, arXiv 1910.02054, section 3, with float32 in place of their
+half precision); `bfloat16` is autocast, which keeps a bf16 copy of every weight until the
+backward pass ends. The activation formula counts the tensors autograd saves for a Llama layer
+(tests/planning/test_activations.py holds it to what torch saves).
+"""
+
+from dataclasses import dataclass
+
+from alignment.config import ClusterConfig, Precision
+from alignment.planning import calibration as known
+from alignment.planning.machines import GpuKind
+from alignment.planning.model_shapes import ModelShape
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleMemory:
+    """What one rank holds on each of its devices: its GPUs, or the system's memory without any.
+
+    `start` is the most it holds while it starts; `host` is system memory of a rank on GPUs;
+    `resting` is what stays of a rank on CPU between its calls.
+    """
+
+    role: str
+    ranks: int
+    gpus: int
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    kv_cache: int = 0
+    buffers: int = 0
+    overhead: int = 0
+    start: int = 0
+    host: int = 0
+    resting: int = 0
+
+    @property
+    def working(self) -> int:
+        """All parts at once, at the busiest moment of a step."""
+        state = self.weights + self.gradients + self.optimizer
+        return state + self.activations + self.kv_cache + self.buffers + self.overhead
+
+    @property
+    def needed(self) -> int:
+        """The most it ever holds on a device."""
+        return max(self.working, self.start)
+
+    @property
+    def certain(self) -> int:
+        """What it holds whatever the batches are: no estimate enters."""
+        return self.weights + self.gradients + self.optimizer + (0 if self.gpus else self.kv_cache)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSizes:
+    """The largest batch a role is called with: rows over all ranks, tokens of a row."""
+
+    rows: int
+    prompt_tokens: int
+    response_tokens: int
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row."""
+        return self.prompt_tokens + self.response_tokens
+
+
+def role_memory(
+    spec: RoleSpec,
+    shape: ModelShape,
+    batch: BatchSizes,
+    cluster: ClusterConfig,
+    gpu: GpuKind | None,
+    *,
+    publishes: bool,
+) -> RoleMemory:
+    """Memory of one rank of any role.
+
+    Args:
+        spec: the role.
+        shape: its model, already cut to the layers it keeps.
+        batch: the largest batch it is called with.
+        cluster: sizes of the KV cache and of the rollout engines' share of a GPU.
+        gpu: the GPU it runs on, where it has one.
+        publishes: its weights go through Ray's object store to rollout engines.
+    """
+    if isinstance(spec, GeneratorSpec):
+        if gpu is None:
+            return _generator_on_cpu(spec, shape, cluster, publishes=publishes)
+        return _generator_on_gpu(spec, shape, cluster.gpu_memory_fraction, gpu)
+    if isinstance(spec, FrozenSpec):
+        return _frozen(spec, shape, batch)
+    return _trainable(spec, shape, batch, publishes=publishes)
+
+
+def parameters_of(spec: RoleSpec, shape: ModelShape) -> int:
+    """Numbers of the role's model: a value model has a scalar head in place of the vocabulary."""
+    if not isinstance(spec, GeneratorSpec) and spec.kind == "value":
+        return shape.backbone_parameters + shape.hidden + 1
+    return shape.parameters
+
+
+def microbatch_tokens(batch: BatchSizes, *, budget: int, ranks: int) -> int:
+    """Padded tokens of the largest microbatch: the budget, less if a rank has fewer rows."""
+    rows = -(-batch.rows // ranks)
+    return max(batch.row_tokens, min(budget, rows * batch.row_tokens))
+
+
+def saved_activations(shape: ModelShape, tokens: int, precision: Precision) -> int:
+    """Bytes autograd keeps of one layer for the backward pass, without weights."""
+    hidden, query, kv = shape.hidden, shape.query_width, shape.kv_width
+    if precision == "float32":
+        width = 24 * hidden + 8 * query + 8 * kv + 16 * shape.intermediate
+    else:
+        width = 26 * hidden + 4 * query + 4 * kv + 8 * shape.intermediate
+    return tokens * (width + 4 * shape.attention_heads + 8)
+
+
+def vocabulary_chunk(shape: ModelShape, batch: BatchSizes, tokens: int) -> int:
+    """Bytes of one chunk of the projection to the vocabulary at its peak."""
+    responses = -(-tokens * batch.response_tokens // batch.row_tokens)
+    rows = min(known.VOCABULARY_CHUNK_TOKENS, responses)
+    return known.VOCABULARY_COPIES * 4 * rows * shape.vocabulary
+
+
+def _trainable(
+    spec: TrainableSpec, shape: ModelShape, batch: BatchSizes, *, publishes: bool
+) -> RoleMemory:
+    training, ranks = spec.training, spec.resources.ranks
+    stage, numbers = training.zero_stage, parameters_of(spec, shape)
+    share = -(-numbers // ranks)
+    tokens = microbatch_tokens(batch, budget=training.tokens_per_microbatch, ranks=ranks)
+    one_layer = saved_activations(shape, tokens, training.precision)
+    kept = shape.layers * (4 * shape.hidden * tokens)
+    activations = kept + one_layer if training.gradient_checkpointing else shape.layers * one_layer
+    temporary = 4 * shape.vocabulary_matrix  # the dense gradient of the embedding
+    if spec.kind == "language":
+        activations += vocabulary_chunk(shape, batch, tokens)
+        temporary += 4 * shape.vocabulary_matrix
+    weights = 4 * (share if stage == 3 else numbers)
+    gradients = 4 * (share if stage >= 2 else numbers)
+    master = share if stage in (1, 2) else 0  # DeepSpeed copies its share of the weights
+    optimizer = 4 * ((2 * share if stage else 2 * numbers) + master)
+    buffers = temporary + 4 * _collective_numbers(stage, numbers, ranks)
+    buffers += 2 * numbers if training.precision == "bfloat16" else 0
+    on_gpu = bool(spec.resources.gpus_per_rank)
+    published = 2 * numbers if publishes and not on_gpu else 0  # half of a copy: two map it
+    slack = 0 if on_gpu else _slack(activations + gradients + temporary)
+    idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
+    whole = on_gpu and (stage < 3 or known.LOADS_WHOLE_MODEL_ON_DEVICE)
+    return RoleMemory(
+        role=spec.name,
+        ranks=ranks,
+        gpus=int(on_gpu),
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        buffers=buffers + published + slack,
+        overhead=idle,
+        start=4 * numbers + (4 * share if stage else 0) + idle if whole else 0,
+        host=known.IDLE_ROLE_BYTES + 4 * numbers if on_gpu else 0,
+        resting=0 if on_gpu else weights + optimizer + published + idle,
+    )
+
+
+def _collective_numbers(stage: int, numbers: int, ranks: int) -> int:
+    """Float32 numbers in DeepSpeed's buckets; ZeRO 3 also holds weights it has gathered."""
+    if ranks == 1:
+        return 0
+    bucket = min(known.REDUCE_BUCKET_NUMBERS, numbers)
+    return min(known.LIVE_PARAMETERS, numbers) + 2 * bucket if stage == 3 else bucket
+
+
+def _frozen(spec: FrozenSpec, shape: ModelShape, batch: BatchSizes) -> RoleMemory:
+    """Every rank holds the whole model: frozen roles are not sharded."""
+    numbers, ranks = parameters_of(spec, shape), spec.resources.ranks
+    tokens = microbatch_tokens(batch, budget=spec.tokens_per_microbatch, ranks=ranks)
+    activations = 4 * tokens * (4 * shape.hidden + 3 * shape.intermediate)
+    if spec.kind == "language":
+        activations = max(activations, vocabulary_chunk(shape, batch, tokens))
+    on_gpu = bool(spec.resources.gpus_per_rank)
+    idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
+    return RoleMemory(
+        role=spec.name,
+        ranks=ranks,
+        gpus=int(on_gpu),
+        weights=4 * numbers,
+        activations=activations,
+        buffers=0 if on_gpu else _slack(activations),
+        overhead=idle,
+        host=known.IDLE_ROLE_BYTES + 4 * numbers if on_gpu else 0,
+        resting=0 if on_gpu else 4 * numbers + idle,
+    )
+
+
+def _generator_on_cpu(
+    spec: GeneratorSpec, shape: ModelShape, cluster: ClusterConfig, *, publishes: bool
+) -> RoleMemory:
+    """The engine keeps weights an update brought beside those it packed for its kernels."""
+    size = _bytes_of(spec.precision)
+    packed_head = size * shape.vocabulary_matrix if shape.tied else 0
+    copies = (2 if publishes else 1) * size * shape.parameters
+    published = 2 * shape.parameters if publishes else 0
+    bucket = min(known.SYNC_BUCKET_BYTES, 4 * shape.parameters) if publishes else 0
+    cache = cluster.kv_cache_gib * known.GIB
+    buffers = published + bucket
+    everything = copies + packed_head + buffers + known.IDLE_GENERATOR_BYTES + cache
+    return RoleMemory(
+        role=spec.name,
+        ranks=spec.resources.ranks,
+        gpus=0,
+        weights=copies + packed_head,
+        kv_cache=cache,
+        buffers=buffers,
+        overhead=known.IDLE_GENERATOR_BYTES,
+        resting=everything,
+    )
+
+
+def _generator_on_gpu(
+    spec: GeneratorSpec, shape: ModelShape, fraction: float, gpu: GpuKind
+) -> RoleMemory:
+    """The engine fills its share of each GPU: what weights and graphs leave is KV cache."""
+    devices = spec.resources.gpus_per_rank
+    weights = -(-_bytes_of(spec.precision) * shape.parameters // devices)
+    overhead = known.GRAPHS_AND_PROFILE_BYTES
+    one_sequence = spec.max_sequence_tokens * kv_bytes_per_token(spec, shape)
+    return RoleMemory(
+        role=spec.name,
+        ranks=spec.resources.ranks,
+        gpus=devices,
+        weights=weights,
+        kv_cache=max(0, int(fraction * gpu.memory) - weights - overhead),
+        overhead=overhead,
+        start=weights + overhead + one_sequence,
+        host=known.IDLE_GENERATOR_BYTES * devices,
+    )
+
+
+def kv_bytes_per_token(spec: GeneratorSpec, shape: ModelShape) -> int:
+    """Bytes of KV cache a token takes on each of the engine's devices.
+
+    Heads that are fewer than the devices are repeated on them.
+    """
+    devices = max(1, spec.resources.gpus_per_rank)
+    whole = shape.kv_bytes_per_token(_bytes_of(spec.precision))
+    return -(-whole // min(devices, shape.kv_heads))
+
+
+def _bytes_of(precision: Precision) -> int:
+    return 4 if precision == "float32" else 2
+
+
+def _slack(transient: int) -> int:
+    return int((known.HEAP_SLACK - 1.0) * transient)

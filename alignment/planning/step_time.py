@@ -1,0 +1,218 @@
+"""Predicted seconds of one PPO step, by phase, from operations and bytes.
+
+Operations: 2 a weight and token forward, twice that backward (Kaplan et al. 2020, arXiv
+2001.08361, section 2.1), causal attention, and the vocabulary only at response tokens, as
+alignment.objectives.logprobs does. A phase takes operations over the rate its processors reach
+(alignment.planning.calibration), plus ZeRO's traffic, plus a fixed cost a call. Phases run one
+after the other, as in alignment.training.ppo.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alignment.planning import calibration as known
+from alignment.planning.calibration import Speed
+from alignment.planning.machines import Machines
+from alignment.planning.memory import parameters_of
+from alignment.planning.model_shapes import ModelShape
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """One PPO step: sequences, mean and longest lengths in tokens, and how often they are used."""
+
+    sequences: int
+    prompt_tokens: float
+    response_tokens: float
+    longest_response_tokens: float
+    sequences_per_minibatch: int
+    epochs: int = 1
+
+    @property
+    def row_tokens(self) -> float:
+        """Mean tokens of a sequence."""
+        return self.prompt_tokens + self.response_tokens
+
+    @property
+    def minibatches(self) -> int:
+        """Optimiser steps of one PPO step."""
+        return self.epochs * -(-self.sequences // self.sequences_per_minibatch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processors:
+    """What a role computes on: operations a second of all ranks, memory bandwidth of one rank."""
+
+    flops: float
+    bandwidth: float
+    ranks: int
+    speed: Speed
+
+
+def phase_seconds(
+    specs: Sequence[RoleSpec],
+    shapes: Mapping[str, ModelShape],
+    work: StepWork,
+    machines: Machines,
+    *,
+    threads: int,
+) -> dict[str, float]:
+    """Seconds of each phase that the given roles have, in the order of a step."""
+    seconds: dict[str, float] = {}
+    for spec in specs:
+        on = processors_of(spec, machines, threads=threads)
+        shape = shapes[spec.name]
+        if isinstance(spec, GeneratorSpec):
+            seconds["generate"] = generate_seconds(spec, shape, work, on)
+            if any(isinstance(s, TrainableSpec) and s.kind == "language" for s in specs):
+                seconds["sync_weights"] = sync_seconds(shape, on.speed)
+        elif isinstance(spec, FrozenSpec):
+            name = "reference_logprobs" if spec.kind == "language" else "score"
+            seconds[name] = forward_seconds(spec, shape, work, on)
+        else:
+            scored, updated = (
+                ("old_logprobs", "update_policy")
+                if spec.kind == "language"
+                else ("values", "update_critic")
+            )
+            seconds[scored] = forward_seconds(spec, shape, work, on)
+            seconds[updated] = update_seconds(spec, shape, work, on)
+    return {name: seconds[name] for name in PHASES if name in seconds}
+
+
+PHASES = (
+    "generate",
+    "score",
+    "old_logprobs",
+    "reference_logprobs",
+    "values",
+    "update_policy",
+    "update_critic",
+    "sync_weights",
+)
+
+
+def processors_of(spec: RoleSpec, machines: Machines, *, threads: int) -> Processors:
+    """Rates of a role's ranks. A trained or frozen rank computes on one GPU, however many it
+    holds; ranks on CPU share the cores.
+    """
+    ranks, gpus = spec.resources.ranks, spec.resources.gpus_per_rank
+    precision = spec.training.precision if isinstance(spec, TrainableSpec) else spec.precision
+    if gpus and (gpu := machines.gpu):
+        each = gpu.bfloat16_flops if precision == "bfloat16" else gpu.float32_flops
+        devices = gpus if isinstance(spec, GeneratorSpec) else 1
+        return Processors(
+            flops=each * devices * ranks,
+            bandwidth=gpu.memory_bandwidth * devices,
+            ranks=ranks,
+            speed=known.GPU_SPEED,
+        )
+    cores = min(threads * ranks, sum(node.cpus for node in machines.nodes))
+    factor = known.CPU_BFLOAT16_FACTOR if precision == "bfloat16" else 1.0
+    return Processors(
+        flops=known.CPU_CORE_FLOPS * cores * factor,
+        bandwidth=known.CPU_MEMORY_BANDWIDTH,
+        ranks=ranks,
+        speed=known.CPU_SPEED,
+    )
+
+
+def forward_flops(
+    shape: ModelShape, *, tokens: float, row_tokens: float, projected_tokens: float
+) -> float:
+    """Floating-point operations of one forward pass over `tokens` in rows of `row_tokens`.
+
+    Each token looks back at half a row on average: 4 x width x row / 2 operations a layer.
+    `projected_tokens` meet the vocabulary.
+    """
+    matrices = 2.0 * shape.layers * shape.layer_matrices * tokens
+    attention = 2.0 * shape.layers * shape.query_width * row_tokens * tokens
+    return matrices + attention + 2.0 * shape.vocabulary_matrix * projected_tokens
+
+
+def forward_seconds(
+    spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepWork, on: Processors
+) -> float:
+    """Scoring all sequences once."""
+    operations = _pass_flops(spec, shape, work, on.speed)
+    seconds = operations / (on.flops * on.speed.forward_share) + on.speed.call_s
+    if isinstance(spec, TrainableSpec) and spec.training.zero_stage == 3:
+        passes = _microbatches(spec, work, on, sequences=work.sequences)
+        seconds += passes * _collective_seconds(parameters_of(spec, shape), on)
+    return seconds
+
+
+def update_seconds(spec: TrainableSpec, shape: ModelShape, work: StepWork, on: Processors) -> float:
+    """All minibatches of a step: forward, backward, ZeRO's traffic, AdamW."""
+    numbers, training = parameters_of(spec, shape), spec.training
+    passes = 4.0 if training.gradient_checkpointing else 3.0
+    operations = passes * work.epochs * _pass_flops(spec, shape, work, on.speed)
+    seconds = operations / (on.flops * on.speed.train_share)
+    per_minibatch = _microbatches(spec, work, on, sequences=work.sequences_per_minibatch)
+    # In units of all weights sent once: gather forward and backward, reduce (Rajbhandari 2020,
+    # section 7); at stage 0 and 1 gradients travel once a minibatch.
+    exchanges = {0: 2.0, 1: 2.0, 2: 1.0 + per_minibatch, 3: 3.0 * per_minibatch}
+    exchange = exchanges[training.zero_stage] * _collective_seconds(numbers, on)
+    owned = numbers / on.ranks if training.zero_stage else numbers
+    # AdamW reads weight, gradient and two moments, and writes three of them: 28 bytes.
+    adam = 28.0 * owned / (on.bandwidth * on.speed.memory_share)
+    return seconds + work.minibatches * (exchange + adam + on.speed.call_s)
+
+
+def generate_seconds(
+    spec: GeneratorSpec, shape: ModelShape, work: StepWork, on: Processors
+) -> float:
+    """Prefill, then one decoding step a token of the longest response, waves beyond what an
+    engine runs at once.
+    """
+    size = 4.0 if spec.precision == "float32" else 2.0
+    own = math.ceil(work.sequences / on.ranks)
+    at_once = min(own, spec.max_parallel_sequences)
+    decoded = own * work.response_tokens
+    steps = max(work.longest_response_tokens, decoded / at_once)
+    active = decoded / steps
+    rate = on.flops / on.ranks
+    prefill = forward_flops(
+        shape, tokens=own * work.prompt_tokens, row_tokens=work.prompt_tokens, projected_tokens=own
+    )
+    one_step = forward_flops(
+        shape, tokens=active, row_tokens=2 * work.row_tokens, projected_tokens=active
+    )
+    context = work.prompt_tokens + work.response_tokens / 2
+    moved = size * shape.parameters + active * context * shape.kv_bytes_per_token(int(size))
+    step_s = max(
+        one_step / (rate * on.speed.decode_share), moved / (on.bandwidth * on.speed.memory_share)
+    )
+    decode = steps * (step_s + on.speed.decode_step_s)
+    return prefill / (rate * on.speed.prefill_share) + decode + on.speed.call_s
+
+
+def sync_seconds(shape: ModelShape, speed: Speed) -> float:
+    """Publishing weights, which travel as float32."""
+    return 4.0 * shape.parameters / speed.sync_bytes_per_s + speed.sync_s
+
+
+def _pass_flops(
+    spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepWork, speed: Speed
+) -> float:
+    responses = work.sequences * work.response_tokens
+    return forward_flops(
+        shape,
+        tokens=work.sequences * work.row_tokens * speed.padding,
+        row_tokens=work.row_tokens,
+        projected_tokens=responses if spec.kind == "language" else 0.0,
+    )
+
+
+def _microbatches(spec: TrainableSpec, work: StepWork, on: Processors, *, sequences: int) -> int:
+    tokens = sequences * work.row_tokens * on.speed.padding / on.ranks
+    return max(1, math.ceil(tokens / spec.training.tokens_per_microbatch))
+
+
+def _collective_seconds(numbers: int, on: Processors) -> float:
+    """All weights gathered, or all gradients reduced, once: 4 bytes a number."""
+    if on.ranks == 1:
+        return 0.0
+    return 4.0 * numbers * (1 - 1 / on.ranks) / on.speed.collective_bytes_per_s
