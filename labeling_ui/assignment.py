@@ -12,127 +12,154 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, exists, select, update
+from sqlalchemy import Connection, Row, or_, select, update
 
 from alignment.records import Message
 from labeling_ui.candidates import identical_groups
 from labeling_ui.cards import RESPONSE_LABELS, Card, CardResponse
+from labeling_ui.database import insert_if_absent
+from labeling_ui.judgement import RoundSettings
 from labeling_ui.labelers import check_labeler_name, find_or_add_labeler
 from labeling_ui.rounds import find_round
-from labeling_ui.schema import assignment, response, task
+from labeling_ui.schema import assignment, participation, response, task
+from labeling_ui.task_choice import choose_task
+
+MAX_LEASE_MS = 24 * 3600 * 1000
+"""No lease is longer; one that ends later still was given by a clock that has been wrong."""
 
 
 def claim(
-    connection: Connection, round_id: str, name: str, *, now_ms: int, lease_ms: int
+    connection: Connection,
+    round_id: str,
+    name: str,
+    *,
+    now_ms: int,
+    lease_ms: int | None,
+    beside: str | None = None,
 ) -> Card | None:
-    """The labeler's card: the one they hold, else the first task that wants another ranking."""
-    round_row = find_round(connection, round_id)
+    """The labeler's card: one they hold, else the next task for them. See `LabelStore.claim`."""
+    round_row = find_round(connection, round_id, lock="shared")
     check_labeler_name(name, panel=round_row.panel)
     if round_row.frozen_digest is not None:
         return None
+    settings = RoundSettings.from_json(round_row.settings)
+    lease_ms = round(settings.lease_s * 1000) if lease_ms is None else lease_ms
     labeler_id = find_or_add_labeler(connection, name, now_ms)
-    held = _held_assignment(connection, round_id, labeler_id)
-    if held is not None:  # also past its time: nobody else has asked for it yet
-        connection.execute(
-            update(assignment)
-            .where(assignment.c.id == held.id)
-            .values(expires_ms=now_ms + lease_ms)
-        )
-        return _card(connection, held.id, held.task_id, held.display_order)
-    expire_leases(connection, round_id, now_ms)
-    task_id = _next_task(connection, round_id, labeler_id)
-    if task_id is None:
+    mine = lock_participation(connection, round_id, labeler_id)
+    held = _held(connection, round_id, labeler_id)
+    others = [row for row in held if row.id != beside]
+    if others:  # also past its time: nobody else has asked for it yet
+        row = others[0]
+        extend(connection, [row.id], now_ms + lease_ms)
+        return read_card(connection, row)
+    if round_row.state != "open":
         return None
-    return _lease(connection, task_id, labeler_id, now_ms=now_ms, lease_ms=lease_ms)
+    expire_leases(connection, round_id, now_ms)
+    chosen = choose_task(connection, round_id, labeler_id, name, mine, settings)
+    if chosen is None:
+        return None
+    row = _lease(connection, chosen, round_id, labeler_id, now_ms=now_ms, lease_ms=lease_ms)
+    return read_card(connection, row)
 
 
-def _held_assignment(connection: Connection, round_id: str, labeler_id: int) -> Row[Any] | None:
+def lock_participation(connection: Connection, round_id: str, labeler_id: int) -> Row[Any]:
+    """The labeler's row in this round, held until the transaction ends."""
+    key = {"round_id": round_id, "labeler_id": labeler_id}
+    query = (
+        select(participation)
+        .where(participation.c.round_id == round_id, participation.c.labeler_id == labeler_id)
+        .with_for_update()
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        insert_if_absent(connection, participation, key)
+        row = connection.execute(query).one()
+    return row
+
+
+def _held(connection: Connection, round_id: str, labeler_id: int) -> Sequence[Row[Any]]:
     return connection.execute(
         select(assignment)
-        .join(task)
         .where(
             assignment.c.labeler_id == labeler_id,
+            assignment.c.round_id == round_id,
             assignment.c.state == "leased",
-            task.c.round_id == round_id,
         )
-        .limit(1)
-    ).one_or_none()
+        .order_by(assignment.c.leased_ms, assignment.c.id)
+    ).all()
+
+
+def extend(connection: Connection, assignment_ids: Sequence[str], expires_ms: int) -> None:
+    """Moves the end of leases that are still held."""
+    connection.execute(
+        update(assignment)
+        .where(assignment.c.id.in_(assignment_ids), assignment.c.state == "leased")
+        .values(expires_ms=expires_ms)
+    )
 
 
 def expire_leases(connection: Connection, round_id: str, now_ms: int) -> None:
-    """Gives the tasks of overdue leases back; the assignments stay, as `expired`."""
+    """Gives the tasks of overdue leases back; the assignments stay, as `expired`.
+
+    A lease that ends more than a day from now was given under a wrong clock and ends too.
+    """
+    overdue = or_(
+        assignment.c.expires_ms <= now_ms, assignment.c.expires_ms > now_ms + MAX_LEASE_MS
+    )
     stale = connection.execute(
         select(assignment.c.id, assignment.c.task_id)
-        .join(task)
-        .where(
-            assignment.c.state == "leased",
-            assignment.c.expires_ms <= now_ms,
-            task.c.round_id == round_id,
-        )
+        .where(assignment.c.round_id == round_id, assignment.c.state == "leased", overdue)
+        .order_by(assignment.c.task_id)
     ).all()
     for row in stale:
-        connection.execute(
-            update(assignment).where(assignment.c.id == row.id).values(state="expired")
+        # A task in another transaction's hands is left for the next claim: no deadlock.
+        free = connection.execute(
+            select(task.c.id).where(task.c.id == row.task_id).with_for_update(skip_locked=True)
+        ).one_or_none()
+        if free is None:
+            continue
+        expired = connection.execute(
+            update(assignment)
+            .where(assignment.c.id == row.id, assignment.c.state == "leased", overdue)
+            .values(state="expired")
         )
-        connection.execute(
-            update(task).where(task.c.id == row.task_id).values(leased=task.c.leased - 1)
-        )
-
-
-def _next_task(connection: Connection, round_id: str, labeler_id: int) -> str | None:
-    return connection.scalar(
-        select(task.c.id)
-        .where(available_to(round_id, labeler_id))
-        .order_by(task.c.position)
-        .limit(1)
-    )
-
-
-def available_to(round_id: str, labeler_id: int) -> Any:
-    """Condition on tasks: wants another ranking, and this labeler has not settled it."""
-    settled = exists().where(
-        assignment.c.task_id == task.c.id,
-        assignment.c.labeler_id == labeler_id,
-        assignment.c.state != "expired",
-    )
-    return and_(
-        task.c.round_id == round_id,
-        task.c.state == "open",
-        task.c.done + task.c.leased < task.c.wanted,
-        ~settled,
-    )
+        if expired.rowcount == 1:
+            connection.execute(
+                update(task)
+                .where(task.c.id == row.task_id)
+                .values(leased=task.c.leased - 1, released=True)
+            )
 
 
 def _lease(
-    connection: Connection, task_id: str, labeler_id: int, *, now_ms: int, lease_ms: int
-) -> Card:
-    earlier = connection.execute(
-        select(assignment).where(
-            assignment.c.task_id == task_id, assignment.c.labeler_id == labeler_id
-        )
-    ).one_or_none()
+    connection: Connection,
+    task_id: str,
+    round_id: str,
+    labeler_id: int,
+    *,
+    now_ms: int,
+    lease_ms: int,
+) -> Row[Any]:
+    this = select(assignment).where(
+        assignment.c.task_id == task_id, assignment.c.labeler_id == labeler_id
+    )
+    lease = {"state": "leased", "leased_ms": now_ms, "expires_ms": now_ms + lease_ms}
+    earlier = connection.execute(this).one_or_none()
     if earlier is not None:  # its lease ran out: the same card again, in the same order
-        assignment_id, order = earlier.id, earlier.display_order
-        connection.execute(
-            update(assignment)
-            .where(assignment.c.id == assignment_id)
-            .values(state="leased", leased_ms=now_ms, expires_ms=now_ms + lease_ms)
-        )
+        connection.execute(update(assignment).where(assignment.c.id == earlier.id).values(**lease))
     else:
-        assignment_id, order = secrets.token_urlsafe(18), _draw_order(connection, task_id)
         connection.execute(
             assignment.insert().values(
-                id=assignment_id,
+                id=secrets.token_urlsafe(18),
                 task_id=task_id,
+                round_id=round_id,
                 labeler_id=labeler_id,
-                state="leased",
-                display_order=order,
-                leased_ms=now_ms,
-                expires_ms=now_ms + lease_ms,
+                display_order=_draw_order(connection, task_id),
+                **lease,
             )
         )
     connection.execute(update(task).where(task.c.id == task_id).values(leased=task.c.leased + 1))
-    return _card(connection, assignment_id, task_id, order)
+    return connection.execute(this).one()
 
 
 def _responses(connection: Connection, task_id: str) -> Sequence[Row[Any]]:
@@ -149,17 +176,16 @@ def _draw_order(connection: Connection, task_id: str) -> list[list[int]]:
     return groups
 
 
-def _card(
-    connection: Connection, assignment_id: str, task_id: str, order: Sequence[Sequence[int]]
-) -> Card:
+def read_card(connection: Connection, row: Row[Any]) -> Card:
+    """The card of an assignment's row, in its own order."""
     prompt = connection.execute(
-        select(task.c.messages, task.c.language).where(task.c.id == task_id)
+        select(task.c.messages, task.c.language).where(task.c.id == row.task_id)
     ).one()
-    rows = _responses(connection, task_id)
-    shown = [rows[positions[0]] for positions in order]
+    rows = _responses(connection, row.task_id)
+    shown = [rows[positions[0]] for positions in row.display_order]
     return Card(
-        assignment_id=assignment_id,
-        task_id=task_id,
+        assignment_id=row.id,
+        task_id=row.task_id,
         messages=tuple(Message(role=role, content=content) for role, content in prompt.messages),
         language=prompt.language,
         responses=tuple(

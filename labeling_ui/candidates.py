@@ -80,17 +80,24 @@ def identical_groups(texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
 
 
 def round_digest(
-    candidates: Sequence[CandidateSet], *, rankings_per_prompt: int, panel: str
+    candidates: Sequence[CandidateSet],
+    *,
+    rankings_per_prompt: int,
+    panel: str,
+    extra: Sequence[Any] = (),
 ) -> str:
     """24 hexadecimal digits of a SHA-256 over prompts, responses, overlap and panel.
 
-    Token ids, sources and origins are left out: no labeler sees them.
+    Token ids, sources and origins are left out: no labeler sees them. `extra` is whatever else
+    makes it another round: settings that are not the default, items that check labelers.
     """
     content = {
         "candidates": list(_canonical(candidates)),
         "rankings_per_prompt": rankings_per_prompt,
         "panel": panel,
     }
+    if extra:
+        content["extra"] = list(extra)
     return hashlib.sha256(canonical_json(content)).hexdigest()[:24]
 
 

@@ -7,6 +7,7 @@ order from before the shuffle, so nothing in it says which model wrote what.
 from dataclasses import dataclass
 
 from alignment.records import Message
+from labeling_ui.judgement import Judgement
 
 RESPONSE_LABELS = "ABCDEFGHI"
 """Names of the responses on a card, in display order; also the limit of 9 a card."""
@@ -63,7 +64,8 @@ class RoundStatus:
     """How far a round is.
 
     `rankings_wanted` shrinks when a prompt leaves the round because people skipped it.
-    `panel` names the simulated panel that ranks this round; empty where people rank.
+    `panel` names the simulated panel that ranks this round; empty where people rank. `state` is
+    open, paused (no new cards for now), closed (no new cards), or frozen (for good).
     """
 
     round_id: str
@@ -74,6 +76,7 @@ class RoundStatus:
     rankings_wanted: int
     rankings_done: int
     labelers: int
+    state: str
     frozen_digest: str | None
 
     @property
@@ -84,7 +87,32 @@ class RoundStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelerProgress:
-    """What one labeler has ranked in a round, and what is still open to them."""
+    """What one labeler has ranked in a round, and what is still open to them.
+
+    `left` is counted up to 200.
+    """
 
     done: int
     left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedCard:
+    """A card that a labeler ranked or skipped, for their own list of work.
+
+    `excerpt` begins the last turn of the prompt; `revisions` is 0 for a skipped card.
+    """
+
+    assignment_id: str
+    finished_ms: int
+    state: str
+    excerpt: str
+    revisions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReopenedCard:
+    """A finished card with what its labeler said, oldest revision first; empty if skipped."""
+
+    card: Card
+    judgements: tuple[Judgement, ...]

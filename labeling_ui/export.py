@@ -27,8 +27,13 @@ def read_rankings(connection: Connection, round_id: str) -> list[Ranking]:
             annotation.c.id.label("annotation_id"),
             annotation.c.tiers,
         )
-        .select_from(annotation.join(assignment).join(task).join(labeler))
-        .where(task.c.round_id == round_id, assignment.c.state == "done")
+        .select_from(assignment.join(task).join(labeler))
+        .join(annotation, annotation.c.id == assignment.c.current_annotation)
+        .where(
+            assignment.c.round_id == round_id,
+            assignment.c.state == "done",
+            task.c.kind == "main",
+        )
     ).all()
     response_ids = _response_ids(connection, round_id)
     ordered = sorted(rows, key=lambda row: (row.position, row.pseudonym, row.annotation_id))

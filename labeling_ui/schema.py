@@ -1,14 +1,10 @@
-"""The label database: its tables, how it is opened, and which schema version it may have.
+"""The tables of the label database. Migrations bring any older database to exactly these.
 
-SQLite in WAL mode with `synchronous=FULL`: a ranking that was acknowledged survives the death
-of the process and of the machine. One writer at a time (`BEGIN IMMEDIATE`), any number of
-readers. Times are UTC in milliseconds since 1970. Annotations are append-only, by trigger.
+Times are UTC in milliseconds since 1970. Annotations are append-only, by trigger: an edit is a
+new revision. `task.done` and `task.leased` count assignments, and the database itself refuses
+more of them than rankings wanted.
 """
 
-import secrets
-import sqlite3
-import time
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -17,8 +13,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
-    Engine,
     Float,
     ForeignKey,
     Index,
@@ -27,23 +21,39 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
-    create_engine,
-    event,
-    inspect,
-    select,
-    text,
 )
-from sqlalchemy.exc import DatabaseError
-
-from alignment.errors import StoreError
-
-SCHEMA_VERSION = 1
-BUSY_TIMEOUT_MS = 30_000
-READ_ONLY = "alignflow_read_only"
-"""Execution option of transactions that only read, so that they take no write lock."""
 
 metadata = MetaData()
+
+
+class AnyText(TypeDecorator[str]):
+    """Text with any character. PostgreSQL takes no NUL, so there it is written as an escape."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """As it is stored."""
+        if value is None or dialect.name != "postgresql":
+            return value
+        return value.replace("\ufdd0", "\ufdd01").replace("\x00", "\ufdd00")
+
+    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
+        """As it was given."""
+        if value is None or dialect.name != "postgresql":
+            return value
+        return value.replace("\ufdd00", "\x00").replace("\ufdd01", "\ufdd0")
+
+
+def _number(name: str, default: int = 0) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default=str(default))
+
+
+def _words(name: str, default: str = "") -> Column[str]:
+    return Column(name, String, nullable=False, server_default=default)
+
 
 setting = Table(
     "setting",
@@ -52,6 +62,7 @@ setting = Table(
     Column("value", String, nullable=False),
 )
 
+# `state` is open, paused (no new cards for now) or closed (none ever); frozen has a digest.
 round_ = Table(
     "round",
     metadata,
@@ -62,9 +73,24 @@ round_ = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("frozen_ms", BigInteger),
     Column("frozen_digest", String),
+    _words("state", "open"),
+    Column("settings", JSON),
+    _words("policy_version"),
 )
 
-# `done` and `leased` count assignments of the task; the check makes over-assignment impossible.
+# Sums over the round's main tasks, moved in the transactions that move the tasks.
+round_count = Table(
+    "round_count",
+    metadata,
+    Column("round_id", ForeignKey("round.id"), primary_key=True),
+    _number("tasks"),
+    _number("left_out"),
+    _number("wanted"),
+    _number("done"),
+)
+
+# `kind`: main, gold, attention, repeat; qualify and adjudicate are reserved. Only main tasks
+# count towards a round. `released`: had all its labelers once and wants another again.
 task = Table(
     "task",
     metadata,
@@ -79,23 +105,42 @@ task = Table(
     Column("done", Integer, nullable=False, default=0),
     Column("leased", Integer, nullable=False, default=0),
     Column("skips", Integer, nullable=False, default=0),
+    _words("kind", "main"),
+    Column("released", Boolean, nullable=False, server_default="0"),
+    Column("repeat_of", String),
+    Column("for_labeler_id", Integer),
+    Column("selection_method", String),
+    Column("selection_prob", Float),
     UniqueConstraint("round_id", "prompt_id"),
     CheckConstraint("state in ('open', 'complete', 'left_out')"),
     CheckConstraint("done >= 0 and leased >= 0 and done + leased <= wanted"),
     Index("task_by_state", "round_id", "state", "position"),
+    Index("task_next", "round_id", "kind", "state", "position"),
+    Index("task_released", "round_id", "kind", "state", "released", "position"),
 )
 
+# What must hold in a ranking of a gold or attention task: pairs of response ids, better first.
+gold = Table(
+    "gold",
+    metadata,
+    Column("task_id", ForeignKey("task.id"), primary_key=True),
+    Column("pairs", JSON, nullable=False),
+)
+
+# `leak` is the phrase in which a response says what wrote it; empty for most.
 response = Table(
     "response",
     metadata,
     Column("task_id", ForeignKey("task.id"), primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("response_id", String, nullable=False),
-    Column("text", Text, nullable=False),
+    Column("text", AnyText, nullable=False),
     Column("cut_off", Boolean, nullable=False),
+    _words("leak"),
     UniqueConstraint("task_id", "response_id"),
 )
 
+# `epoch` is part of every sign-in cookie: raising it signs the person out everywhere.
 labeler = Table(
     "labeler",
     metadata,
@@ -103,6 +148,52 @@ labeler = Table(
     Column("name", String, nullable=False, unique=True),
     Column("pseudonym", String, nullable=False, unique=True),
     Column("created_ms", BigInteger, nullable=False),
+    _words("role", "labeler"),
+    Column("password_hash", String),
+    Column("active", Boolean, nullable=False, server_default="1"),
+    _number("epoch"),
+)
+
+# The key itself is only in the link; the database keeps its SHA-256.
+invitation = Table(
+    "invitation",
+    metadata,
+    Column("key_sha256", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger),
+)
+
+guideline = Table(
+    "guideline",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("text_en", Text, nullable=False),
+    Column("text_zh", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+acceptance = Table(
+    "acceptance",
+    metadata,
+    Column("labeler_id", ForeignKey("labeler.id"), primary_key=True),
+    Column("version", ForeignKey("guideline.version"), primary_key=True),
+    Column("accepted_ms", BigInteger, nullable=False),
+)
+
+# One labeler in one round. Every open main task before `cursor` is settled by this labeler,
+# full, or marked released: so the next one is found without looking at old ones.
+participation = Table(
+    "participation",
+    metadata,
+    Column("round_id", ForeignKey("round.id"), primary_key=True),
+    Column("labeler_id", ForeignKey("labeler.id"), primary_key=True),
+    _number("cursor"),
+    _number("claims"),
+    _number("done"),
+    _number("surplus"),
+    _number("skipped"),
 )
 
 # `display_order[i]` lists the positions of the identical responses shown in place i.
@@ -117,10 +208,16 @@ assignment = Table(
     Column("leased_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("skip_reason", String),
+    Column("round_id", String),
+    Column("finished_ms", BigInteger),
+    Column("current_annotation", String),
     UniqueConstraint("task_id", "labeler_id"),
     CheckConstraint("state in ('leased', 'expired', 'done', 'surplus', 'skipped')"),
     Index("assignment_by_labeler", "labeler_id", "state"),
     Index("assignment_by_expiry", "state", "expires_ms"),
+    Index("assignment_leases", "round_id", "state", "expires_ms"),
+    Index("assignment_held", "labeler_id", "round_id", "state"),
+    Index("assignment_history", "labeler_id", "finished_ms"),
 )
 
 annotation = Table(
@@ -132,103 +229,35 @@ annotation = Table(
     Column("tiers", JSON, nullable=False),
     Column("active_seconds", Float, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("gaps", JSON),
+    Column("bar", Integer),
+    Column("flags", JSON),
+    Column("criteria", JSON),
+    Column("rationale", AnyText, nullable=False, server_default=""),
+    Column("wall_seconds", Float),
+    Column("moves", Integer),
+    Column("guideline_version", Integer),
     UniqueConstraint("assignment_id", "revision"),
 )
 
-_APPEND_ONLY = [
-    f"CREATE TRIGGER annotation_no_{verb} BEFORE {verb} ON annotation "
-    "BEGIN SELECT RAISE(ABORT, 'annotations are append-only'); END"
-    for verb in ("update", "delete")
-]
+# Reserved for disputes settled by a second reader.
+adjudication = Table(
+    "adjudication",
+    metadata,
+    Column("task_id", ForeignKey("task.id"), primary_key=True),
+    Column("labeler_id", ForeignKey("labeler.id"), nullable=False),
+    Column("tiers", JSON, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
 
-
-def open_database(path: Path) -> Engine:
-    """The database at `path`, created with its folder and tables where absent.
-
-    Raises:
-        StoreError: not a label database, an unknown schema version, or not writable.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(
-            f"sqlite:///{path}", pool_size=8, max_overflow=56, connect_args={"timeout": 30}
-        )
-        event.listen(engine, "connect", _set_pragmas)
-        event.listen(engine, "begin", _begin)
-        with engine.begin() as connection:
-            _create_or_check(connection, path)
-    except (DatabaseError, OSError) as error:
-        raise StoreError(_explain(path, error)) from error
-    return engine
-
-
-def _set_pragmas(dbapi_connection: Any, _record: Any) -> None:
-    dbapi_connection.isolation_level = None  # BEGIN is ours, see _begin
-    cursor = dbapi_connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA synchronous = FULL")
-    _use_write_ahead_log(cursor)
-    cursor.close()
-
-
-def _use_write_ahead_log(cursor: Any) -> None:
-    # SQLite does not wait on busy_timeout when it changes the journal mode, so two processes
-    # that open a new file at once would fail here without the loop.
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            mode = cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            if mode != "wal":
-                raise OSError(f"SQLite refuses WAL mode here (mode stays {mode!r})")
-            return
-
-
-def _begin(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get(READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _create_or_check(connection: Connection, path: Path) -> None:
-    existing = set(inspect(connection).get_table_names())
-    if not existing:
-        metadata.create_all(connection)
-        for statement in _APPEND_ONLY:
-            connection.execute(text(statement))
-        connection.execute(
-            setting.insert(),
-            [
-                {"key": "schema_version", "value": str(SCHEMA_VERSION)},
-                {"key": "session_secret", "value": secrets.token_hex(32)},
-            ],
-        )
-        return
-    if "setting" not in existing or "annotation" not in existing:
-        raise StoreError(
-            f"{path} is a database of something else (tables: {', '.join(sorted(existing))}); "
-            "name a label database or a path that does not exist yet"
-        )
-    version = connection.scalar(select(setting.c.value).where(setting.c.key == "schema_version"))
-    if version != str(SCHEMA_VERSION):
-        raise StoreError(
-            f"{path} has label schema version {version!r}; this alignflow reads version "
-            f"{SCHEMA_VERSION}. Use the alignflow version that wrote it; nothing was changed"
-        )
-
-
-def _explain(path: Path, error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (
-        f"label database {path} cannot be used: {cause}. It must be a readable and writable "
-        "SQLite file on a local disk with free space"
-    )
-
-
-def explain_database_error(engine: Engine, error: Exception) -> StoreError:
-    """The error for a statement that the database itself refused: full disk, read-only, locked."""
-    return StoreError(_explain(Path(str(engine.url.database)), error))
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("object", String, nullable=False),
+    Column("detail", JSON),
+)

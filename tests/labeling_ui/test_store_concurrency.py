@@ -173,7 +173,7 @@ def test_killing_a_submitting_process_loses_no_acknowledged_ranking(store, store
 
 
 def test_a_locked_database_is_told(store, store_path, monkeypatch):
-    monkeypatch.setattr("labeling_ui.schema.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("labeling_ui.database.BUSY_TIMEOUT_MS", 50)
     blocker = sqlite3.connect(store_path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="database is locked"):
