@@ -60,7 +60,8 @@ def _stages(run: RunContext) -> RunOutcome:
     verdict = evaluate_policy(run, start, policy, judge, rankings, ranked, tables)
 
     stages = (base, tables, start, ranked, rankings, judge, policy, verdict)
-    return finish_run(run, [stage for stage in stages if stage is not None])
+    # Imported rankings are the data stage's own: each stage counts once.
+    return finish_run(run, list({stage.stage: stage for stage in stages if stage}.values()))
 
 
 def run(config: PipelineConfig, options: RunOptions) -> RunOutcome:

@@ -56,7 +56,7 @@ def _comparison(compared: Mapping[str, Mapping[str, Target]]) -> Table:
 
 def _figures(targets: Mapping[str, Target]) -> Table:
     table = Table()
-    table.add_column("also measured")
+    table.add_column("also measured", overflow="fold")
     for heading in ("value", "95% interval", "n"):
         table.add_column(heading, justify="right")
     for name, target in targets.items():

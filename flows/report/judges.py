@@ -19,12 +19,10 @@ def judges_section(inputs: ReportInputs) -> Html | None:
     if result is None:
         return None
     parts = [
-        *_accuracy(result),
+        *(_accuracy(result) or _not_measured()),
         *(_labels(result.labels, simulated=inputs.simulated) if result.labels else ()),
         *(_correlations(result.gold_correlations) if result.gold_correlations else ()),
     ]
-    if not parts:
-        return None
     return section(
         "judges",
         "The judges",
@@ -34,7 +32,21 @@ def judges_section(inputs: ReportInputs) -> Html | None:
     )
 
 
-def _accuracy(result: EvaluationResult) -> Iterator[Html]:
+def _not_measured() -> list[Html]:
+    return [
+        tag(
+            "p",
+            "The reward model's accuracy was not measured: without a rubric that takes "
+            "cross-validation, setting reward_model.folds.",
+        )
+    ]
+
+
+def _accuracy(result: EvaluationResult) -> list[Html]:
+    return list(_accuracy_parts(result))
+
+
+def _accuracy_parts(result: EvaluationResult) -> Iterator[Html]:
     named: dict[str, PairAccuracy | None] = {}
     if result.reward_model is not None:
         named["all pairs"] = result.reward_model.all_pairs
@@ -66,7 +78,9 @@ def _accuracy(result: EvaluationResult) -> Iterator[Html]:
     yield table(
         ("Pairs", "Reward model", "Shorter wins", "Difference", "95% interval", "n"),
         [_accuracy_row(name, accuracy) for name, accuracy in accuracies.items()],
-        caption="Probes are deliberately poor candidates: one cut off, one to another prompt.",
+        caption="Probes are deliberately poor candidates: one cut off, one to another prompt."
+        if result.reward_model is not None
+        else "The pairs that people ranked, each scored by a model that never saw its prompt.",
     )
     if result.cross_validated is not None:
         folds = ", ".join(f"{share:.3f}" for share in result.cross_validated.by_fold.values())
@@ -93,15 +107,17 @@ def _labels(labels: LabelStatistics, *, simulated: bool) -> Iterator[Html]:
         f"{labels.rankings:,} rankings of {labels.responses:,} responses to {labels.prompts:,} "
         f"prompts; {labels.tie_share:.1%} of pairs tied.{agreement}",
     )
+    against_gold = any(labeler.gold_agreement for labeler in labels.labelers)
+    headings = ("Labeler", "Rankings", "Ties", "Agrees with the others")
     yield table(
-        ("Labeler", "Rankings", "Ties", "Agrees with the others", "Agrees with gold"),
+        (*headings, "Agrees with gold") if against_gold else headings,
         [
             [
                 labeler.name,
                 f"{labeler.rankings:,}",
                 f"{labeler.tie_share:.1%}",
                 _share(labeler.agreement),
-                _share(labeler.gold_agreement),
+                *([_share(labeler.gold_agreement)] if against_gold else ()),
             ]
             for labeler in labels.labelers
         ],

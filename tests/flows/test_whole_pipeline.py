@@ -69,6 +69,8 @@ def why_not_real(summary: Summary, ppo_steps: Sequence[dict[str, float]]) -> lis
     generator = by_role.get("generator")
     if generator and "LLM" not in generator.engine:
         problems.append(f"rollouts came from {generator.engine}")
+    if generator and len(generator.policy_versions) < 2:
+        problems.append("the generator sampled with fewer than two policy versions")
     if len({row["ppo/policy_version"] for row in ppo_steps}) < 2:
         problems.append("rollouts came from fewer than two policy versions")
     if len({actor.pid for actor in ppo}) < len(PPO_ROLES):
@@ -84,15 +86,56 @@ def test_ppo_ran_on_the_real_engines(finished: Finished) -> None:
     assert why_not_real(read_summary(finished.run), steps) == []
 
 
-def test_in_process_roles_are_told_from_the_real_engines(
-    finished: Finished, tmp_path: Path
-) -> None:
-    local = alignflow(tmp_path, "run", "tiny", "--set", "cluster.backend=local")
-    assert local.code == 0, local.output
-    steps = read_metrics(local.run / "metrics" / "ppo.jsonl")
-    problems = " ".join(why_not_real(read_summary(local.run), steps))
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run on pairs that people ranked elsewhere, its roles held by the command's own process."""
+    folder = tmp_path_factory.mktemp("imported")
+    pairs = []
+    for number in range(30):
+        prompt = f"\n\nHuman: Question {number}: what is it?\n\nAssistant:"
+        short, long = f"{prompt} It is.", f"{prompt} It is, it is, it is."
+        chosen, rejected = (short, long) if number % 3 else (long, short)
+        pairs.append(json.dumps({"chosen": chosen, "rejected": rejected}))
+    (folder / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
+    settings = (
+        *("data.source=hh-rlhf", "data.path=pairs.jsonl", "data.preference_groups=18"),
+        *("data.heldout_prompts=6", "preferences.source=imported", "reward_model.folds=5"),
+        "cluster.backend=local",
+    )
+    done = alignflow(folder, "run", "tiny", *(f"--set={setting}" for setting in settings))
+    assert done.code == 0, done.output
+    return done
+
+
+def test_in_process_roles_are_told_from_the_real_engines(imported: Finished) -> None:
+    steps = read_metrics(imported.run / "metrics" / "ppo.jsonl")
+    summary = read_summary(imported.run)
+    problems = " ".join(why_not_real(summary, steps))
     for expected in ("policy stepped 0 times", "rollouts came from torch", "shared a process"):
         assert expected in problems
+    assert summary.versions.not_loaded.keys() == {"ray", "vllm", "deepspeed", "gradio"}
+
+
+def test_imported_rankings_are_judged_without_gold(imported: Finished) -> None:
+    summary = read_summary(imported.run)
+    assert not summary.simulated_labels
+    assert not any("gold" in name for name in summary.targets)
+    assert summary.data["preference_groups"] == 18
+    assert summary.data["preference_groups_available"] == 24
+    accuracy = summary.targets["reward_model/cross_validated_accuracy"]
+    baseline = summary.targets["reward_model/cross_validated_length_baseline"]
+    over = summary.targets["reward_model/cross_validated_over_length"]
+    assert accuracy.n == baseline.n == over.n == 18
+    assert 0.5 < baseline.value < 0.9  # the shorter reply was chosen two times out of three
+    assert over.value == pytest.approx(accuracy.value - baseline.value)
+    assert over.low is not None
+    stages = summary.checks["all_stages_done"].detail
+    assert stages == "base_model, data, sft, reward_model, ppo, evaluation"
+    page = (imported.run / "report.html").read_text(encoding="utf-8")
+    assert "18 pairs of 18 prompts" in page
+    assert "Question " in page
+    for absent in ("gold", "SIMULATED", "Probes"):
+        assert absent not in page
 
 
 def test_every_check_of_the_gate_passed(finished: Finished) -> None:
@@ -129,7 +172,9 @@ def test_second_run_reuses_every_stage_without_starting_an_engine(finished: Fini
 
 
 def test_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> None:
-    changed = alignflow(finished.folder, "run", "tiny", "--set", "evaluation.samples_per_prompt=2")
+    # In-process roles: where a stage runs is no part of what it is.
+    settings = ("--set", "evaluation.samples_per_prompt=2", "--set", "cluster.backend=local")
+    changed = alignflow(finished.folder, "run", "tiny", *settings)
     assert changed.code == 0, changed.output
     assert "setting samples_per_prompt 1 -> 2" in changed.output
     assert changed.output.count("redone:") == 1
@@ -144,6 +189,7 @@ def test_lineage_walks_from_the_policy_to_the_rankings(finished: Finished) -> No
     assert "round" in lineage.output
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None:
     arguments = ["run", "tiny", "--set", "ppo.steps=6", "--set", "run.name=killed"]
     process = subprocess.Popen(
@@ -178,7 +224,7 @@ def test_run_waits_for_people_and_the_same_command_goes_on(
 
     arguments = [
         *("run", "tiny", "--set", "preferences.source=people", "--set", "run.name=people"),
-        *("--set", "preferences.rankings_per_prompt=1"),
+        *("--set", "preferences.rankings_per_prompt=1", "--set", "cluster.backend=local"),
     ]
     waiting = alignflow(finished.folder, *arguments)
     assert waiting.code == 75, waiting.output
