@@ -201,24 +201,22 @@ def _frozen(spec: FrozenSpec, shape: ModelShape, batch: BatchSizes) -> RoleMemor
 def _generator_on_cpu(
     spec: GeneratorSpec, shape: ModelShape, cluster: ClusterConfig, *, publishes: bool
 ) -> RoleMemory:
-    """The engine keeps weights an update brought beside those it packed for its kernels."""
-    size = _bytes_of(spec.precision)
-    packed_head = size * shape.vocabulary_matrix if shape.tied else 0
-    copies = (2 if publishes else 1) * size * shape.parameters
-    published = 2 * shape.parameters if publishes else 0
-    bucket = min(known.SYNC_BUCKET_BYTES, 4 * shape.parameters) if publishes else 0
+    """A tied head is packed apart from the embedding; see `publishes` for what updates add."""
+    weights = _bytes_of(spec.precision) * shape.parameters
+    buffers = _bytes_of(spec.precision) * shape.vocabulary_matrix if shape.tied else 0
+    if publishes:  # the copy an update leaves, half of the object store's, and a bucket of it
+        buffers += weights + 2 * shape.parameters
+        buffers += min(known.SYNC_BUCKET_BYTES, 4 * shape.parameters)
     cache = cluster.kv_cache_gib * known.GIB
-    buffers = published + bucket
-    everything = copies + packed_head + buffers + known.IDLE_GENERATOR_BYTES + cache
     return RoleMemory(
         role=spec.name,
         ranks=spec.resources.ranks,
         gpus=0,
-        weights=copies + packed_head,
+        weights=weights,
         kv_cache=cache,
         buffers=buffers,
         overhead=known.IDLE_GENERATOR_BYTES,
-        resting=everything,
+        resting=weights + cache + buffers + known.IDLE_GENERATOR_BYTES,
     )
 
 

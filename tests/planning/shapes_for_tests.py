@@ -40,11 +40,13 @@ def frozen(
     *,
     ranks: int = 1,
     gpus: int = 0,
+    tokens_per_microbatch: int = 2048,
 ) -> FrozenSpec:
     return FrozenSpec(
         name=name,
         kind=kind,
         model_folder=NO_FOLDER,
+        tokens_per_microbatch=tokens_per_microbatch,
         resources=RoleResources(ranks=ranks, gpus_per_rank=gpus),
     )
 

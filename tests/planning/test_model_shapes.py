@@ -110,5 +110,5 @@ def test_fewer_layers_leave_the_vocabulary():
     shape = KNOWN_SHAPES["smollm2-135m"]
     cut = shape.first_layers(12)
     assert shape.parameters - cut.parameters == 18 * shape.layer_parameters
-    with pytest.raises(ConfigError, match="`reward_model.layers` is 31, but smollm2-135m has 30"):
+    with pytest.raises(ConfigError, match=r"`reward_model.layers` is 31, but smollm2-135m has 30"):
         shape.first_layers(31)

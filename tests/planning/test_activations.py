@@ -1,0 +1,91 @@
+"""The activation formula against what autograd really saves for a Llama layer."""
+
+from itertools import product
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from alignment.models.modules import LanguageModel
+from alignment.planning.memory import saved_activations
+from alignment.planning.model_shapes import ModelShape
+
+ROWS, TOKENS = 4, 33  # 132 tokens: no weight has a side of that length
+
+
+def saved_by_autograd(shape: ModelShape, *, bfloat16: bool, checkpointing: bool = False) -> int:
+    """Bytes of distinct storages that autograd keeps of a forward pass, weights and their bf16
+    copies apart.
+    """
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.attention_heads,
+            num_key_value_heads=shape.kv_heads,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.train()
+    module = LanguageModel(model)
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    shapes = {tuple(p.shape) for p in module.parameters()}
+    sizes: dict[int, int] = {}
+    kept = []  # keeps storages alive, so that no address is used twice
+
+    def pack(tensor):
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        a_copy = tuple(tensor.shape) in shapes or tuple(tensor.shape[::-1]) in shapes
+        if storage.data_ptr() not in weights and not (bfloat16 and a_copy):
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    token_ids = torch.randint(3, shape.vocabulary, (ROWS, TOKENS))
+    mask = torch.zeros(ROWS, TOKENS, dtype=torch.bool)
+    mask[:, -8:] = True
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16),
+    ):
+        module(token_ids, mask)
+    return sum(sizes.values())
+
+
+def llama(layers: int, *, hidden: int, intermediate: int, kv_heads: int) -> ModelShape:
+    return ModelShape(
+        name="x",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        attention_heads=4,
+        kv_heads=kv_heads,
+        head_dim=hidden // 4,
+        vocabulary=100,
+        tied=True,
+    )
+
+
+SIZES = [dict(zip(("hidden", "intermediate", "kv_heads"), s, strict=True)) for s in
+         ((64, 96, 4), (128, 96, 4), (64, 192, 4), (64, 96, 1))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sizes", "precision"), product(SIZES, ("float32", "bfloat16")))
+def test_one_layer_is_what_autograd_saves(sizes, precision):
+    """Two depths, so that embedding and vocabulary drop out."""
+    bfloat16 = precision == "bfloat16"
+    shallow = saved_by_autograd(llama(2, **sizes), bfloat16=bfloat16)
+    deep = saved_by_autograd(llama(4, **sizes), bfloat16=bfloat16)
+    predicted = saved_activations(llama(1, **sizes), ROWS * TOKENS, precision)
+    assert (deep - shallow) / 2 == pytest.approx(predicted, rel=0.02)
+
+
+def test_checkpointing_leaves_one_hidden_state_a_layer():
+    sizes = SIZES[0]
+    shallow = saved_by_autograd(llama(2, **sizes), bfloat16=False, checkpointing=True)
+    deep = saved_by_autograd(llama(4, **sizes), bfloat16=False, checkpointing=True)
+    assert (deep - shallow) / 2 == 4 * sizes["hidden"] * ROWS * TOKENS

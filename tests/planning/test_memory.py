@@ -1,0 +1,138 @@
+"""Memory of a role: hand-worked bytes, and what must hold whatever the numbers."""
+
+import pytest
+from shapes_for_tests import SMALL_BATCH, engine, frozen, machines, trained
+
+from alignment.config import ClusterConfig
+from alignment.planning.known_shapes import KNOWN_SHAPES
+from alignment.planning.machines import GIB, gpu_kind
+from alignment.planning.memory import BatchSizes, microbatch_tokens, role_memory
+
+LLAMA = KNOWN_SHAPES["llama-2-7b"]
+SMOL = KNOWN_SHAPES["smollm2-135m"]
+A100 = gpu_kind("A100-80G")
+
+
+def memory(spec, shape=LLAMA, batch=SMALL_BATCH, gpu=A100, publishes=True, **cluster):
+    return role_memory(spec, shape, batch, ClusterConfig(**cluster), gpu, publishes=publishes)
+
+
+def test_llama_2_7b_at_zero_3_on_8_ranks_by_hand():
+    """6,738,415,616 parameters / 8 = 842,301,952 a rank; 4 bytes each, AdamW two numbers."""
+    role = memory(trained(ranks=8, gpus=1, zero_stage=3))
+    assert role.weights == 3_369_207_808
+    assert role.gradients == 3_369_207_808
+    assert role.optimizer == 6_738_415_616
+    # Gathered weights 1e9 and two buckets of 5e8, and the dense gradients of embedding and head.
+    assert role.buffers == 4 * (1_000_000_000 + 2 * 500_000_000) + 2 * 4 * 32000 * 4096
+    # Before DeepSpeed shards it, each rank holds the whole model: 26,953,662,464 bytes.
+    assert role.start == 26_953_662_464 + 3_369_207_808 + role.overhead
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 1, 1, 2), (1, 1, 1, 3 / 8), (2, 1, 1 / 8, 3 / 8), (3, 1 / 8, 1 / 8, 2 / 8)],
+)
+def test_what_each_zero_stage_shards(stage, weights, gradients, optimizer):
+    """In units of 4 bytes a parameter; stages 1 and 2 keep a copy of the share they update."""
+    role = memory(trained(ranks=8, gpus=1, zero_stage=stage))
+    unit = 4 * LLAMA.parameters
+    assert (role.weights, role.gradients, role.optimizer) == (
+        weights * unit,
+        gradients * unit,
+        optimizer * unit,
+    )
+
+
+def test_bfloat16_keeps_a_copy_of_every_weight():
+    plain, mixed = (
+        memory(trained(ranks=8, gpus=1, zero_stage=3, precision=p)) for p in ("float32", "bfloat16")
+    )
+    assert mixed.buffers - plain.buffers == 2 * LLAMA.parameters
+    assert mixed.activations < plain.activations
+    assert mixed.weights == plain.weights
+
+
+def test_activations_by_hand():
+    """One row of 112 tokens in SmolLM2: 30 layers x (24x576 + 8x576 + 8x192 + 16x1536 + 9x4 + 8)
+    bytes a token, and 48 responses x 49152 x 4 bytes x 4 copies of the vocabulary's numbers.
+    """
+    batch = BatchSizes(rows=1, prompt_tokens=64, response_tokens=48)
+    role = memory(trained(), SMOL, batch, gpu=None)
+    assert role.activations == 112 * 30 * 44_588 + 37_748_736
+    value = memory(trained("critic", "value"), SMOL, batch, gpu=None)
+    assert value.activations == 112 * 30 * 44_588
+    assert value.weights == 4 * (134_515_008 + 576 + 1)
+
+
+def test_the_vocabulary_is_projected_in_chunks():
+    """512 response tokens at most at a time, so twice the budget adds nothing to that part."""
+    batch = BatchSizes(rows=64, prompt_tokens=1, response_tokens=127)
+    one, two = (
+        memory(trained(tokens_per_microbatch=t), SMOL, batch, gpu=None) for t in (1024, 2048)
+    )
+    layers = 30 * 44_588
+    assert one.activations - 1024 * layers == two.activations - 2048 * layers == 402_653_184
+
+
+def test_kv_cache_bytes_a_token_by_hand():
+    """2 x 32 layers x 32 heads x 128 wide x 2 bytes, and 8 of 64 heads at 70B."""
+    assert LLAMA.kv_bytes_per_token(2) == 524_288
+    assert KNOWN_SHAPES["llama-2-70b"].kv_bytes_per_token(2) == 327_680
+
+
+def test_an_engine_fills_its_share_of_the_gpu():
+    role = memory(engine(gpus=1, precision="bfloat16"), gpu_memory_fraction=0.9)
+    assert role.weights == 13_476_831_232
+    assert role.weights + role.overhead + role.kv_cache == int(0.9 * A100.memory)
+    assert role.start == role.weights + role.overhead + 1024 * 524_288
+    halves = memory(engine(gpus=2, precision="bfloat16"))
+    assert halves.weights == role.weights // 2
+    assert halves.kv_cache > role.kv_cache
+
+
+def test_an_engine_on_cpu_holds_its_cache_from_the_start():
+    role = memory(engine(), SMOL, gpu=None, kv_cache_gib=3)
+    assert role.kv_cache == 3 * GIB
+    assert role.weights == 4 * 134_515_008
+    # the tied head's packed copy, an update's copy, half of the object store's, one bucket of it
+    assert role.buffers == 4 * 49152 * 576 + 6 * 134_515_008 + 256 * 2**20
+    alone = memory(engine(), SMOL, gpu=None, kv_cache_gib=3, publishes=False)
+    assert alone.buffers == 4 * 49152 * 576
+
+
+def test_frozen_roles_are_not_sharded():
+    assert memory(frozen(ranks=8, gpus=1)).weights == memory(frozen(gpus=1)).weights == 26953662464
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_more_ranks_never_need_more(stage):
+    sizes = [memory(trained(ranks=n, gpus=1, zero_stage=stage)).working for n in (2, 4, 8, 16)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+def test_less_is_less():
+    few, many = (memory(trained(tokens_per_microbatch=t)).working for t in (256, 1024))
+    assert few < many
+    kept, recomputed = (
+        memory(trained(gradient_checkpointing=c)).activations for c in (False, True)
+    )
+    assert recomputed < kept / 3
+    shallow, deep = (memory(trained(), SMOL.first_layers(n)).working for n in (12, 30))
+    assert shallow < deep
+
+
+def test_a_microbatch_holds_at_least_the_longest_row():
+    batch = BatchSizes(rows=8, prompt_tokens=300, response_tokens=100)
+    assert microbatch_tokens(batch, budget=256, ranks=1) == 400
+    assert microbatch_tokens(batch, budget=2048, ranks=1) == 2048
+    assert microbatch_tokens(batch, budget=8192, ranks=1) == 3200
+    assert microbatch_tokens(batch, budget=8192, ranks=4) == 800
+
+
+def test_roles_on_gpus_take_system_memory_too():
+    """The float32 model passes through it on its way to the GPU."""
+    role = memory(trained(gpus=1))
+    assert role.host > 4 * LLAMA.parameters
+    assert machines(gpus=1).gpu == A100

@@ -1,0 +1,128 @@
+"""Operations by hand, seconds that follow from rates, and which way they move."""
+
+from dataclasses import replace
+
+import pytest
+from shapes_for_tests import engine, frozen, machines, ppo_request, trained
+
+from alignment.planning import calibration
+from alignment.planning.known_shapes import KNOWN_SHAPES
+from alignment.planning.step_time import (
+    PHASES,
+    StepWork,
+    forward_flops,
+    generate_seconds,
+    phase_seconds,
+    processors_of,
+    sync_seconds,
+    update_seconds,
+)
+
+LLAMA, SMOL = KNOWN_SHAPES["llama-2-7b"], KNOWN_SHAPES["smollm2-135m"]
+QUICKSTART = StepWork(
+    sequences=32,
+    prompt_tokens=16,
+    response_tokens=22,
+    longest_response_tokens=48,
+    sequences_per_minibatch=16,
+)
+
+
+def test_forward_operations_by_hand():
+    """Llama-2-7B: 32 layers of 4 x 4096^2 + 3 x 4096 x 11008 = 202,375,168 weights.
+
+    1000 tokens in rows of 500, 100 of them projected to 32000 x 4096.
+    """
+    matrices = 2 * 32 * 202_375_168 * 1000
+    attention = 1000 * 32 * 4 * 4096 * 250  # a token looks back at 250 on average
+    head = 2 * 100 * 32000 * 4096
+    assert forward_flops(LLAMA, tokens=1000, row_tokens=500, projected_tokens=100) == (
+        matrices + attention + head
+    )
+
+
+def test_the_work_of_a_step():
+    assert QUICKSTART.minibatches == 2
+    assert replace(QUICKSTART, epochs=4).minibatches == 8
+    assert QUICKSTART.row_tokens == 38
+
+
+def test_a_rank_computes_on_one_gpu_and_an_engine_on_all_of_its():
+    where = machines(gpus=8)
+    assert processors_of(frozen(gpus=4), where, threads=2).flops == 19.5e12
+    assert processors_of(engine(gpus=4, precision="bfloat16"), where, threads=2).flops == 4 * 312e12
+    assert processors_of(trained(ranks=4), machines(), threads=2).flops == pytest.approx(
+        8 * calibration.CPU_CORE_FLOPS
+    )
+
+
+def test_phases_are_those_of_the_roles():
+    request = ppo_request(SMOL)
+    seconds = phase_seconds(request.specs, request.shapes, QUICKSTART, machines(), threads=2)
+    assert tuple(seconds) == PHASES
+    without = [s for s in request.specs if s.name != "critic"]
+    left = phase_seconds(without, request.shapes, QUICKSTART, machines(), threads=2)
+    assert left == {k: v for k, v in seconds.items() if k not in ("values", "update_critic")}
+
+
+def test_the_quickstart_step_of_the_reference_machine():
+    """Measured seconds (calibration.py); the critic has the first 12 of 30 layers."""
+    request = ppo_request(SMOL)
+    shapes = request.shapes | {n: SMOL.first_layers(12) for n in ("critic", "reward_model")}
+    seconds = phase_seconds(request.specs, shapes, QUICKSTART, machines(), threads=2)
+    measured = {
+        "update_policy": 15,
+        "update_critic": 6,
+        "generate": 7.5,
+        "old_logprobs": 4.4,
+        "reference_logprobs": 3.4,
+        "sync_weights": 1.1,
+    }
+    whole, total = sum(seconds[name] for name in measured), sum(measured.values())
+    for name, seen in measured.items():
+        assert seconds[name] / whole == pytest.approx(seen / total, rel=0.25), name
+
+
+def test_a_checkpointed_pass_costs_a_third_more():
+    where = machines(gpus=8)
+    on = processors_of(trained(gpus=1), where, threads=2)
+    plain, again = (
+        update_seconds(trained(gpus=1, gradient_checkpointing=c), LLAMA, QUICKSTART, on)
+        for c in (False, True)
+    )
+    fixed = QUICKSTART.minibatches * (
+        on.speed.call_s + 28 * LLAMA.parameters / (2039e9 * on.speed.memory_share)
+    )
+    assert (again - fixed) / (plain - fixed) == pytest.approx(4 / 3)
+
+
+def test_zero_3_sends_weights_in_every_microbatch():
+    """Gather forward, gather backward, reduce: 3 x 4 bytes x 3/4 of the weights, 4 ranks."""
+    where = machines(gpus=8)
+    times = []
+    for budget in (10_000, 76):  # 16 sequences x 38 tokens / 4 ranks = 152: 1 and 2 microbatches
+        spec = trained(ranks=4, gpus=1, zero_stage=3, tokens_per_microbatch=budget)
+        on = processors_of(spec, where, threads=2)
+        times.append(update_seconds(spec, LLAMA, QUICKSTART, on))
+    sent = 3 * 4 * LLAMA.parameters * 0.75 / on.speed.collective_bytes_per_s
+    assert times[1] - times[0] == pytest.approx(QUICKSTART.minibatches * sent)
+
+
+def test_generation_goes_in_waves_beyond_what_an_engine_runs_at_once():
+    spec = engine(gpus=1, precision="bfloat16")
+    on = processors_of(spec, machines(gpus=8), threads=2)
+    full = replace(QUICKSTART, sequences=64, response_tokens=48.0)
+    one, two = (
+        generate_seconds(spec, LLAMA, replace(full, sequences=n), on) - on.speed.call_s
+        for n in (64, 128)
+    )
+    assert two == pytest.approx(2 * one)
+    rate = processors_of(replace(spec, resources=spec.resources.model_copy(update={"ranks": 2})),
+                         machines(gpus=8), threads=2)  # fmt: skip
+    halved = generate_seconds(spec, LLAMA, replace(full, sequences=128), rate) - on.speed.call_s
+    assert halved == pytest.approx(one)
+
+
+def test_weights_travel_as_float32():
+    slow = replace(calibration.GPU_SPEED, sync_bytes_per_s=1e9, sync_s=0.0)
+    assert sync_seconds(LLAMA, slow) == pytest.approx(26.953662464)
