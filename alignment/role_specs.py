@@ -20,6 +20,8 @@ class TrainableSpec:
     `total_steps` is the number of optimiser steps, over which the learning rate decays.
     `layers` keeps only the first transformer layers (value models). `temperature` divides the
     logits of a language model, so that its log-probabilities are those of the sampler.
+    `entropy_gradient` lets a loss differentiate the entropy, which costs memory in the backward.
+    `heads` is how many heads a new value model gets; with several its scores are [B, heads].
     """
 
     name: str
@@ -32,11 +34,18 @@ class TrainableSpec:
     resources: RoleResources = ONE_PROCESS
     layers: int | None = None
     temperature: float = 1.0
+    entropy_gradient: bool = False
+    heads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenSpec:
-    """A model that only answers: the reference (`language`) or the reward model (`value`)."""
+    """A model that only answers: the reference (`language`) or the reward model (`value`).
+
+    `adapter_off` names a policy with LoRA on the same folder, started together with it: the
+    policy's own processes then answer, adapters off, and `resources` are not used.
+    `keeps_heads` lets an ensemble answer with one score a head, [B, heads], not with their mean.
+    """
 
     name: str
     kind: Literal["language", "value"]
@@ -45,6 +54,8 @@ class FrozenSpec:
     tokens_per_microbatch: int = 4096
     temperature: float = 1.0
     resources: RoleResources = ONE_PROCESS
+    adapter_off: str | None = None
+    keeps_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +71,8 @@ class GeneratorSpec:
 
 
 RoleSpec = TrainableSpec | FrozenSpec | GeneratorSpec
+
+
+def shares_with(spec: RoleSpec) -> str | None:
+    """The role whose processes answer for this one; None if it has its own."""
+    return spec.adapter_off if isinstance(spec, FrozenSpec) else None

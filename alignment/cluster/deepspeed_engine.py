@@ -37,12 +37,26 @@ class TupleOutputs(nn.Module):
         super().__init__()
         self.module = module
         self.precision = precision
+        self._frozen = {
+            f"module.{name}"
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        }
+        self.register_state_dict_post_hook(_leave_out_frozen)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The fields of the module's outputs, in order."""
         with arithmetic(self.precision, inputs[0].device):
             outputs = self.module.forward(*inputs)
         return tuple(getattr(outputs, field.name) for field in fields(outputs))
+
+
+def _leave_out_frozen(
+    wrapper: TupleOutputs, state: dict[str, Tensor], prefix: str, _metadata: object
+) -> None:
+    """Frozen weights are in the model folder; DeepSpeed itself would still write a tied head."""
+    for name in wrapper._frozen:
+        state.pop(prefix + name, None)
 
 
 class EngineModule(nn.Module):
@@ -129,12 +143,14 @@ def gathered_parameters(parameters: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def plain_arithmetic(engine: Any, policy: LanguageModel) -> Iterator[None]:
-    """Float32 and temperature 1 for a while, whatever the role's own settings are."""
+def other_arithmetic(
+    engine: Any, policy: LanguageModel, *, precision: Precision, temperature: float
+) -> Iterator[None]:
+    """Another precision and temperature for a while than the role's own."""
     wrapper: TupleOutputs = engine.module
-    precision, temperature = wrapper.precision, policy.temperature
-    wrapper.precision, policy.temperature = "float32", 1.0
+    own = wrapper.precision, policy.temperature
+    wrapper.precision, policy.temperature = precision, temperature
     try:
         yield
     finally:
-        wrapper.precision, policy.temperature = precision, temperature
+        wrapper.precision, policy.temperature = own

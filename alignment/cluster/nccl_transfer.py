@@ -5,7 +5,7 @@ policy runs the same passes over its parameters, because ZeRO 3 makes them whole
 """
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -20,26 +20,28 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from alignment.cluster.deepspeed_engine import gathered_parameters
 from alignment.cluster.weights import in_buckets, whole_shape
+from alignment.models.lora import PublishedWeight
 
 
 class PolicySource(WeightSource):
-    """The policy's parameters under their published names, whole, in one fixed order."""
+    """The policy's weights under their published names, whole and merged, in one fixed order."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._parameters = parameters
+    def __init__(self, weights: Sequence[PublishedWeight]) -> None:
+        self._weights = weights
 
     def metadata(self) -> list[ParamMeta]:
         """What iteration will yield; nothing is gathered for it."""
         return [
-            ParamMeta(name, parameter.dtype, whole_shape(parameter))
-            for name, parameter in self._parameters.items()
+            ParamMeta(weight.name, plain.dtype, whole_shape(plain))
+            for weight in self._weights
+            for plain in weight.parameters[:1]
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for named in in_buckets(self._parameters.items()):
-            with gathered_parameters([parameter for _, parameter in named]):
-                for name, parameter in named:
-                    yield name, parameter.detach()
+        for some in in_buckets(self._weights):
+            with gathered_parameters([p for weight in some for p in weight.parameters]):
+                for weight in some:
+                    yield weight.name, weight.value()
 
 
 class EnginesClient:
@@ -82,7 +84,11 @@ class EnginesClient:
 
 
 def connect_policy(
-    parameters: Mapping[str, Tensor], actors: Sequence[Any], *, rank: int, workers_per_engine: int
+    weights: Sequence[PublishedWeight],
+    actors: Sequence[Any],
+    *,
+    rank: int,
+    workers_per_engine: int,
 ) -> TrainerWeightTransferEngine[Any]:
     """One policy rank's end; called on every rank. Its `send_weights()` does a whole update."""
     host = ray.util.get_node_ip_address()
@@ -94,7 +100,7 @@ def connect_policy(
     )
     client = EnginesClient(actors, workers_per_engine=workers_per_engine)
     engine: TrainerWeightTransferEngine[Any] = WeightTransferTrainerFactory.trainer_init(
-        information, client=client, source=PolicySource(parameters)
+        information, client=client, source=PolicySource(weights)
     )
     return engine
 

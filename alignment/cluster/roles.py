@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from alignment.cluster.generator import GeneratedResponse
-from alignment.cluster.groups import ActorGroup
+from alignment.cluster.groups import ActorGroup, Call
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
 from alignment.cluster.weights import FolderWeights, ObjectStoreWeights, WeightProbe
-from alignment.errors import DataError
+from alignment.errors import ClusterError, DataError
 from alignment.experience import (
     EncodedPrompt,
     Rollout,
@@ -25,6 +25,7 @@ from alignment.experience import (
     TokenBatch,
     batch_from_rows,
 )
+from alignment.role_specs import FrozenSpec
 from alignment.roles_local import prompt_index
 from alignment.training.roles import Loss, StepReport
 
@@ -40,9 +41,13 @@ class RemoteRole:
         described: list[dict[str, Any]] = self.group.call("describe")
         return described
 
-    def _grids(self, operation: str, batch: TokenBatch) -> Tensor:
+    def end(self, reason: str) -> None:
+        """End the role's processes; later calls are refused with the reason."""
+        self.group.end(reason)
+
+    def _grids(self, operation: str, batch: TokenBatch, *settings: Any) -> Tensor:
         shards = shard_batch(batch, len(self.group))
-        answers = self.group.call_each(operation, [(shard,) for shard in shards])
+        answers = self.group.call_each(operation, [(shard, *settings) for shard in shards])
         return merge_grids(batch, shards, answers)
 
     def _rows(self, operation: str, batch: TokenBatch) -> Tensor:
@@ -91,6 +96,19 @@ class NcclWeights:
     probe: WeightProbe
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldWeights:
+    """A copy of the weights that the policy's own process holds: it goes when that process does."""
+
+    policy: ActorGroup
+    copied: ObjectStoreWeights
+
+    @property
+    def probe(self) -> WeightProbe:
+        """What the weights make of one sequence."""
+        return self.copied.probe
+
+
 class RemotePolicy(RemoteTrainable):
     """The language model being trained."""
 
@@ -98,7 +116,7 @@ class RemotePolicy(RemoteTrainable):
         """Log-probability of each response token, float32 [B, T]."""
         return self._grids("logprobs", batch)
 
-    def weights(self) -> ObjectStoreWeights | NcclWeights:
+    def weights(self) -> HeldWeights | NcclWeights:
         """A handle on the current weights, for `RemoteGenerator.load_weights`.
 
         Load it before the next `step()`: on GPUs nothing is copied until then.
@@ -107,7 +125,8 @@ class RemotePolicy(RemoteTrainable):
         if self.group.gpus_per_rank:
             return NcclWeights(policy=self.group, probe=probe)
         buckets = self.group.call("copy_weights")[0]
-        return ObjectStoreWeights(buckets=tuple(buckets), probe=probe)
+        copied = ObjectStoreWeights(buckets=tuple(buckets), probe=probe)
+        return HeldWeights(policy=self.group, copied=copied)
 
 
 class RemoteValueTrainable(RemoteTrainable):
@@ -130,12 +149,44 @@ class RemoteReference(RemoteRole):
         return self._grids("logprobs", batch)
 
 
+class SharedReference(RemoteRole):
+    """The base of a policy with LoRA, answered by the policy's own processes, adapters off."""
+
+    def __init__(self, group: ActorGroup, spec: FrozenSpec) -> None:
+        super().__init__(group)
+        self._spec = spec
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Nothing: its processes are the policy's, which describes them."""
+        return []
+
+    def end(self, reason: str) -> None:
+        """Nothing ends: the processes belong to the policy."""
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probability of each response token, float32 [B, T]."""
+        return self._grids("reference_logprobs", batch, self._spec)
+
+
 class RemoteRewardModel(RemoteRole):
     """A frozen reward model."""
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Normalised score of each sequence, float32 [B]."""
         return self._rows("scores", batch)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRollout:
+    """A rollout that the engines are sampling, each its span of the prompts."""
+
+    prompts: tuple[EncodedPrompt, ...]
+    call: Call
+
+    def wait(self) -> Rollout:
+        """The rollout, rows in the order of the prompts; see `Call.wait` for what it raises."""
+        answers = self.call.wait(self.call.group.deadline())
+        return _rollout(self.prompts, [response for answer in answers for response in answer])
 
 
 class RemoteGenerator(RemoteRole):
@@ -149,22 +200,36 @@ class RemoteGenerator(RemoteRole):
         Raises:
             DataError: no prompts, a seed too few or too many, or a prompt too long.
         """
+        return self.begin(prompts, sampling, seeds=seeds).wait()
+
+    def begin(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> "RemoteRollout":
+        """Like `generate`, without waiting. Engines take their calls in order, so weights loaded
+        later do not change it.
+        """
         if not prompts or len(prompts) != len(seeds):
             raise DataError(f"got {len(prompts)} prompts and {len(seeds)} seeds; give one a prompt")
         spans = _contiguous_spans(len(prompts), len(self.group))
-        answers = self.group.call_each(
+        call = self.group.submit(
             "generate",
             [(list(prompts[span]), sampling, list(seeds[span])) for span in spans],
         )
-        return _rollout(prompts, [response for answer in answers for response in answer])
+        return RemoteRollout(tuple(prompts), call)
 
     def load_weights(
-        self, weights: ObjectStoreWeights | NcclWeights | FolderWeights, *, version: int
+        self, weights: HeldWeights | NcclWeights | FolderWeights, *, version: int
     ) -> None:
         """Use these weights from now on and stamp later rollouts with `version`."""
         if isinstance(weights, NcclWeights):
             weights.policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
             self.group.call("adopt_weights", version, weights.probe)
+        elif isinstance(weights, HeldWeights):
+            try:
+                self.group.call("load_weights", weights.copied, version)
+            except ClusterError:
+                weights.policy.require_alive("holding its weights")  # else its death is the reason
+                raise
         else:
             self.group.call("load_weights", weights, version)
 

@@ -25,12 +25,13 @@ from alignment.cluster.roles import (
     RemoteRewardModel,
     RemoteRole,
     RemoteValueTrainable,
+    SharedReference,
 )
 from alignment.cluster.runtime import ray_runtime
 from alignment.cluster.trainable import TrainableActor
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
-from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 
 class Cluster:
@@ -77,16 +78,19 @@ class Cluster:
         placement = plan_placement(specs, cluster_nodes())
         reserved = reserve_placement(placement, timeout_s=self.config.start_timeout_s)
         groups: dict[str, ActorGroup] = {}
+        own = [spec for spec in specs if shares_with(spec) is None]
         try:
-            for spec in specs:
+            for spec in own:
                 groups[spec.name] = self._create_actors(spec, reserved)
-            self._start_engines(specs, groups)
+            self._start_engines(own, groups)
         except BaseException:
             for group in groups.values():
                 group.end("a role did not start")
             reserved.release()
             raise
-        started = {spec.name: _proxy(spec, groups[spec.name]) for spec in specs}
+        started = {
+            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name]) for spec in specs
+        }
         self._roles |= started
         self._reserved.append((reserved, set(started)))
         return dict(started)
@@ -94,7 +98,7 @@ class Cluster:
     def stop_roles(self, names: Iterable[str]) -> None:
         """End roles and give their processors back (together: when all started with them end)."""
         for name in set(names) & set(self._roles):
-            self._roles.pop(name).group.end("the role was stopped")
+            self._roles.pop(name).end("the role was stopped")
         for reserved, alive in list(self._reserved):
             alive &= set(self._roles)
             if not alive:
@@ -171,5 +175,7 @@ def _proxy(spec: RoleSpec, group: ActorGroup) -> RemoteRole:
     if isinstance(spec, GeneratorSpec):
         return RemoteGenerator(group)
     if isinstance(spec, FrozenSpec):
+        if spec.adapter_off is not None:
+            return SharedReference(group, spec)
         return RemoteReference(group) if spec.kind == "language" else RemoteRewardModel(group)
     return RemotePolicy(group) if spec.kind == "language" else RemoteValueTrainable(group)

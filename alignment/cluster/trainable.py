@@ -4,6 +4,7 @@ Every method is called on all ranks of the role at once, because most contain co
 """
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from alignment.cluster.deepspeed_engine import (
     ClipAndReport,
     EngineModule,
     gathered_parameters,
-    plain_arithmetic,
+    other_arithmetic,
     start_engine,
 )
-from alignment.cluster.engine_checkpoint import load_engine_checkpoint, save_engine_checkpoint
+from alignment.cluster.engine_checkpoint import (
+    checkpoint_bytes,
+    load_engine_checkpoint,
+    save_engine_checkpoint,
+)
 from alignment.cluster.process_group import (
     join_store,
     largest_over_ranks,
@@ -30,6 +35,7 @@ from alignment.cluster.weights import WeightBucket, WeightProbe, put_in_buckets
 from alignment.errors import NumericsError
 from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
+from alignment.models.lora import base_digest
 from alignment.models.modules import LanguageModel
 from alignment.models.passes import (
     Module,
@@ -40,7 +46,7 @@ from alignment.models.passes import (
     scores_of,
     values_of,
 )
-from alignment.role_specs import TrainableSpec
+from alignment.role_specs import FrozenSpec, TrainableSpec
 from alignment.training.roles import Loss, StepReport
 
 PROBE_TOKENS = 32
@@ -126,6 +132,20 @@ class TrainableActor:
         return logprobs_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
     @gives_memory_back
+    def reference_logprobs(self, shard: Shard, reference: FrozenSpec) -> Tensor:
+        """What the base says, adapters off, computed as `reference` asks; float32 [b, t]."""
+        tokens, policy = reference.tokens_per_microbatch, self._language_model()
+        as_asked = other_arithmetic(
+            self._engine,
+            policy,
+            precision=reference.precision,
+            temperature=reference.temperature,
+        )
+        with policy.adapters.off(), as_asked:
+            self._keep_in_step(shard.batch, tokens)
+            return logprobs_of(self._module, shard.batch, tokens=tokens)
+
+    @gives_memory_back
     def values(self, shard: Shard) -> Tensor:
         """Value before each response token, float32 [b, t]."""
         self._keep_in_step(shard.batch)
@@ -140,8 +160,8 @@ class TrainableActor:
     @gives_memory_back
     def copy_weights(self) -> list[WeightBucket]:
         """Rank 0: the weights in Ray's object store; other ranks: nothing."""
-        parameters = self._published_parameters()
-        return put_in_buckets(parameters, gather=gathered_parameters, keep=self.rank == 0)
+        weights = self._language_model().published_weights()
+        return put_in_buckets(weights, gather=gathered_parameters, keep=self.rank == 0)
 
     def send_weights(self, engines: list[Any], workers_per_engine: int) -> None:
         """The weights to rollout engines on GPUs, over NCCL; connects the first time."""
@@ -149,7 +169,7 @@ class TrainableActor:
             from alignment.cluster.nccl_transfer import connect_policy
 
             connection = connect_policy(
-                self._published_parameters(),
+                self._language_model().published_weights(),
                 engines,
                 rank=self.rank,
                 workers_per_engine=workers_per_engine,
@@ -164,18 +184,30 @@ class TrainableActor:
         drawn = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
         batch = batch_from_rows([tokens[:1]], [tokens[1:]])
-        with plain_arithmetic(self._engine, policy):
+        with other_arithmetic(self._engine, policy, precision="float32", temperature=1.0):
             logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
     @gives_memory_back
     def save_checkpoint(self, folder: Path) -> None:
         """Weights, optimiser, schedule and random states of this rank."""
-        save_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
+        save_engine_checkpoint(
+            self._engine,
+            folder,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            base_digest=self._base_digest,
+        )
 
     def load_checkpoint(self, folder: Path) -> None:
         """Restore all of it; CheckpointError names a missing part."""
-        load_engine_checkpoint(self._engine, folder, rank=self.rank, num_ranks=self.num_ranks)
+        load_engine_checkpoint(
+            self._engine,
+            folder,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            base_digest=self._base_digest,
+        )
 
     @gives_memory_back
     def export(self, folder: Path) -> None:
@@ -192,8 +224,16 @@ class TrainableActor:
             return facts
         import deepspeed
 
+        training = self.spec.training
+        facts["exactness"] |= {
+            "deepspeed": deepspeed.__version__,
+            "precision": training.precision,
+            "tokens_per_microbatch": training.tokens_per_microbatch,
+            "zero_stage": training.zero_stage,
+        }
         return {
             **facts,
+            "checkpoint_bytes": checkpoint_bytes(self._own, zero_stage=training.zero_stage),
             "engine": type(self._engine).__name__,
             "optimizer": type(self._engine.optimizer).__name__,
             "deepspeed": deepspeed.__version__,
@@ -205,20 +245,22 @@ class TrainableActor:
         assert isinstance(self._own, LanguageModel), "only a policy has weights to publish"
         return self._own
 
-    def _published_parameters(self) -> dict[str, Tensor]:
-        policy = self._language_model()
-        parameters = dict(policy.causal_lm.named_parameters())
-        return {name: parameters[name] for name, _ in policy.named_weights()}
+    @cached_property
+    def _base_digest(self) -> str | None:
+        """Of the frozen weights, which a checkpoint leaves out; None where all are trained."""
+        if self.spec.training.lora is None:
+            return None
+        return base_digest(self.spec.model_folder)
 
     @property
     def _microbatch_tokens(self) -> int:
         return self.spec.training.tokens_per_microbatch
 
-    def _keep_in_step(self, batch: TokenBatch) -> None:
+    def _keep_in_step(self, batch: TokenBatch, tokens: int | None = None) -> None:
         """ZeRO 3 gathers weights in every forward pass: run as many as the busiest rank."""
         if self.spec.training.zero_stage < 3 or self.num_ranks == 1:
             return
-        own = len(microbatches(batch, tokens=self._microbatch_tokens))
+        own = len(microbatches(batch, tokens=tokens or self._microbatch_tokens))
         shortest = select_rows(batch, [int(batch.attention_mask.sum(1).argmin())])
         for _ in range(largest_over_ranks(own, self.device) - own):
             with torch.no_grad():

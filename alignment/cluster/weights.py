@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import ModelError
+from alignment.models.lora import PublishedWeight
 
 BUCKET_BYTES = 256 * 2**20
 """Weights travel in pieces of about this size, so that no second whole copy is needed."""
@@ -65,21 +66,21 @@ def weights_from_folder(folder: Path) -> FolderWeights:
 
 
 def put_in_buckets(
-    parameters: Mapping[str, Tensor],
+    weights: Iterable[PublishedWeight],
     *,
     gather: Callable[[list[Tensor]], AbstractContextManager[None]],
     keep: bool,
 ) -> list[WeightBucket]:
-    """Copy named parameters into Ray's object store, bucket by bucket.
+    """Copy weights into Ray's object store, bucket by bucket, merging what needs it.
 
     Every rank calls it, because `gather` (which makes sharded parameters whole) is a collective;
     only the rank that `keep`s gets buckets.
     """
     buckets = []
-    for named in in_buckets(parameters.items()):
-        with gather([parameter for _, parameter in named]):
+    for some in in_buckets(weights):
+        with gather([parameter for weight in some for parameter in weight.parameters]):
             if keep:
-                arrays = {name: _to_array(parameter) for name, parameter in named}
+                arrays = {weight.name: _to_array(weight.value()) for weight in some}
                 buckets.append(WeightBucket(reference=ray.put(arrays)))
     return buckets
 
@@ -136,18 +137,17 @@ def require_same_shapes(
             )
 
 
-def in_buckets(
-    parameters: Iterable[tuple[str, Tensor]],
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Consecutive named parameters of about `BUCKET_BYTES` together."""
-    bucket: list[tuple[str, Tensor]] = []
+def in_buckets(weights: Iterable[PublishedWeight]) -> Iterator[list[PublishedWeight]]:
+    """Consecutive weights of about `BUCKET_BYTES` together."""
+    bucket: list[PublishedWeight] = []
     filled = 0
-    for name, parameter in parameters:
-        size = math.prod(whole_shape(parameter)) * parameter.element_size()
+    for weight in weights:
+        plain = weight.parameters[0]
+        size = math.prod(whole_shape(plain)) * plain.element_size()
         if bucket and filled + size > BUCKET_BYTES:
             yield bucket
             bucket, filled = [], 0
-        bucket.append((name, parameter))
+        bucket.append(weight)
         filled += size
     if bucket:
         yield bucket

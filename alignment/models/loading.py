@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from alignment.config import LoRAConfig
 from alignment.errors import ModelError
+from alignment.models.lora import add_adapters
 from alignment.models.modules import (
     VALUE_HEAD_WEIGHTS,
     LanguageModel,
     ValueModel,
+    mean_head,
     new_value_head,
     read_value_head,
 )
@@ -19,9 +22,15 @@ from alignment.role_specs import FrozenSpec, TrainableSpec
 
 
 def load_language_model(
-    folder: Path, *, temperature: float = 1.0, gradient_checkpointing: bool = False
+    folder: Path,
+    *,
+    temperature: float = 1.0,
+    gradient_checkpointing: bool = False,
+    entropy_gradient: bool = False,
+    lora: LoRAConfig | None = None,
+    seed: int = 0,
 ) -> LanguageModel:
-    """The causal language model in `folder`, float32, dropout off.
+    """The causal language model in `folder`, float32, dropout off; `seed` draws its adapters.
 
     Raises:
         ModelError: the folder is missing, incomplete or damaged.
@@ -31,19 +40,34 @@ def load_language_model(
     causal_lm = _from_folder(AutoModelForCausalLM, folder)
     if gradient_checkpointing:
         _checkpoint_activations(causal_lm)
-    return LanguageModel(causal_lm, temperature=temperature)
+    return LanguageModel(
+        causal_lm,
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
+        adapters=add_adapters(causal_lm, lora, seed=seed),
+    )
 
 
 def load_value_model(
-    folder: Path, *, layers: int | None = None, seed: int = 0, gradient_checkpointing: bool = False
+    folder: Path,
+    *,
+    layers: int | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    lora: LoRAConfig | None = None,
+    heads: int = 1,
+    keeps_heads: bool = False,
 ) -> ValueModel:
     """A value model: a saved one, or a language model's backbone with a new head.
 
     Args:
         folder: a folder written by `ValueModel.save`, or of a causal language model.
         layers: keep only the first this many transformer layers; all if None.
-        seed: draws the new head; unused for a saved value model.
+        seed: draws the new head of a language model's backbone, and adapters.
         gradient_checkpointing: recompute activations in the backward pass.
+        lora: train adapters of the backbone, and the whole head.
+        heads: how many heads a new model gets.
+        keeps_heads: answer with a saved ensemble's heads as they are; else with their mean.
 
     Raises:
         ModelError: the folder is unusable, or has fewer layers than asked for.
@@ -57,10 +81,13 @@ def load_value_model(
         _checkpoint_activations(backbone)
     hidden_size = int(backbone.config.hidden_size)
     if (folder / VALUE_HEAD_WEIGHTS).exists():
-        head, mean, scale = read_value_head(folder, hidden_size)
+        head, mean, scale = read_value_head(folder)
+        if head.out_features > 1 and not keeps_heads:
+            head, mean, scale = mean_head(head, mean, scale), 0.0, 1.0
     else:
-        head, mean, scale = new_value_head(hidden_size, seed=seed), 0.0, 1.0
-    return ValueModel(backbone, head, mean=mean, scale=scale)
+        head, mean, scale = new_value_head(hidden_size, seed=seed, heads=heads), 0.0, 1.0
+    adapters = add_adapters(backbone, lora, seed=seed)
+    return ValueModel(backbone, head, mean=mean, scale=scale, adapters=adapters)
 
 
 def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
@@ -70,12 +97,17 @@ def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
             spec.model_folder,
             temperature=spec.temperature,
             gradient_checkpointing=spec.training.gradient_checkpointing,
+            entropy_gradient=spec.entropy_gradient,
+            lora=spec.training.lora,
+            seed=spec.seed,
         ),
         "value": lambda: load_value_model(
             spec.model_folder,
             layers=spec.layers,
             seed=spec.seed,
             gradient_checkpointing=spec.training.gradient_checkpointing,
+            lora=spec.training.lora,
+            heads=spec.heads,
         ),
     }
     return load[spec.kind]()
@@ -85,7 +117,7 @@ def load_frozen_module(spec: FrozenSpec) -> LanguageModel | ValueModel:
     """The module a frozen spec asks for."""
     if spec.kind == "language":
         return load_language_model(spec.model_folder, temperature=spec.temperature)
-    return load_value_model(spec.model_folder)
+    return load_value_model(spec.model_folder, keeps_heads=spec.keeps_heads)
 
 
 def load_tokenizer(folder: Path) -> Any:

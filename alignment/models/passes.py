@@ -55,9 +55,10 @@ def accumulate_gradients(
     totals: dict[str, float] = {"loss": 0.0}
     for index, piece in enumerate(pieces):
         weight = 1.0 if weights is None else weights[index]
-        with arithmetic(precision, device):
-            sums = loss(run(module, piece, device), _to(piece, device))
-        backward(sums.loss * (weight / denominator), index == len(pieces) - 1)
+        with _inner(module).adapters.dropout():  # the backward pass may recompute the forward
+            with arithmetic(precision, device):
+                sums = loss(run(module, piece, device), _to(piece, device))
+            backward(sums.loss * (weight / denominator), index == len(pieces) - 1)
         if weight == 0.0:
             continue
         totals["loss"] += float(sums.loss.detach()) / denominator
@@ -109,10 +110,12 @@ def scores_of(
     tokens: int,
     precision: Precision = "float32",
 ) -> Tensor:
-    """Score of each sequence, float32 [B] on CPU."""
-    scores = torch.zeros(len(batch.token_ids))
+    """Score of each sequence, float32 [B] on CPU; [B, heads] of an ensemble."""
+    scores = torch.zeros(0)
     for rows, outputs in _answers(module, batch, tokens, precision):
         assert isinstance(outputs, ValueOutputs)
+        if not scores.numel():
+            scores = torch.zeros(len(batch.token_ids), *outputs.scores.shape[1:])
         scores[rows] = outputs.scores.cpu()
     return scores
 
@@ -121,13 +124,18 @@ def run(
     module: torch.nn.Module, piece: TokenBatch, device: torch.device
 ) -> LogprobOutputs | ValueOutputs:
     """One forward pass. `module` may be a wrapper (a DeepSpeed engine) around one of ours."""
-    inner = getattr(module, "module", module)
     token_ids, response_mask = piece.token_ids.to(device), piece.response_mask.to(device)
-    if isinstance(inner, ValueModel):
+    if isinstance(_inner(module), ValueModel):
         values: ValueOutputs = module(token_ids, piece.attention_mask.to(device), response_mask)
         return values
     logprobs: LogprobOutputs = module(token_ids, response_mask)
     return logprobs
+
+
+def _inner(module: torch.nn.Module) -> Module:
+    """Our own module, within a wrapper or bare."""
+    inner: Module = getattr(module, "module", module)
+    return inner
 
 
 def _answers(

@@ -17,6 +17,7 @@ import torch
 
 from alignment.cluster.generator import GeneratorActor
 from alignment.cluster.groups import ActorGroup, Deadline
+from alignment.cluster.process_identity import identity_of
 from alignment.cluster.processes import actor_environment
 from alignment.cluster.session import Cluster
 from alignment.cluster.trainable import TrainableActor
@@ -45,6 +46,7 @@ def trainable_spec(
     zero_stage: Literal[0, 1, 2, 3] = 0,
     precision: Literal["float32", "bfloat16"] = "float32",
     learning_rate: float = 1e-2,
+    **training: Any,
 ) -> TrainableSpec:
     return TrainableSpec(
         name=name,
@@ -54,7 +56,7 @@ def trainable_spec(
             learning_rate=learning_rate, warmup_steps=1, max_gradient_norm=100.0
         ),
         training=TrainingConfig(
-            tokens_per_microbatch=64, zero_stage=zero_stage, precision=precision
+            tokens_per_microbatch=64, zero_stage=zero_stage, precision=precision, **training
         ),
         total_steps=20,
         seed=0,
@@ -107,6 +109,8 @@ class RevealingActor(TrainableActor):
             optimizer._lazy_init_hp_params_optimizer_state()
         revealed = {}
         for name, parameter in self._own.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if self.spec.training.zero_stage:
                 moment = safe_get_full_optimizer_state(parameter, "exp_avg")
             else:
@@ -117,7 +121,8 @@ class RevealingActor(TrainableActor):
     def weight_digest(self) -> str:
         digest = hashlib.sha256()
         for _, parameter in self._own.named_parameters():
-            digest.update(parameter.detach().numpy().tobytes())
+            own = getattr(parameter, "ds_tensor", parameter)  # this rank's part under ZeRO 3
+            digest.update(own.detach().numpy().tobytes())
         return digest.hexdigest()
 
     def draw_random_numbers(self) -> tuple[float, float, float]:
@@ -131,7 +136,10 @@ class PlainActor:
         self.rank = rank
 
     def describe(self) -> dict[str, Any]:
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "process": identity_of(os.getpid())}
+
+    def meet(self) -> int:
+        return self.rank
 
     def answer(self) -> int:
         return self.rank

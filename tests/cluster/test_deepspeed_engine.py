@@ -13,7 +13,7 @@ from alignment.cluster.deepspeed_engine import (
     TupleOutputs,
     engine_config,
     gathered_parameters,
-    plain_arithmetic,
+    other_arithmetic,
 )
 from alignment.models.loading import load_language_model, load_value_model
 from alignment.models.passes import logprobs_of, values_of
@@ -43,14 +43,14 @@ def test_half_precision_is_inside_where_deepspeed_cannot_switch_it_off(tiny_mode
     assert 1e-4 < float((half - single).abs().max()) < 0.5
 
 
-def test_plain_arithmetic_lasts_only_as_long_as_asked(tiny_model: Path) -> None:
+def test_other_arithmetic_lasts_only_as_long_as_asked(tiny_model: Path) -> None:
     policy = load_language_model(tiny_model, temperature=0.7)
 
     class Engine:
         module = TupleOutputs(policy, "bfloat16")
 
     engine: Any = Engine()
-    with plain_arithmetic(engine, policy):
+    with other_arithmetic(engine, policy, precision="float32", temperature=1.0):
         assert (engine.module.precision, policy.temperature) == ("float32", 1.0)
     assert (engine.module.precision, policy.temperature) == ("bfloat16", 0.7)
 

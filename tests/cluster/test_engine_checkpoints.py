@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from role_factory import (
     RevealingActor,
     negative_logprob,
@@ -16,6 +17,7 @@ from role_factory import (
 from alignment.cluster.groups import ActorGroup
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
+from alignment.config import LoRAConfig
 from alignment.errors import CheckpointError
 
 pytestmark = pytest.mark.engines
@@ -35,15 +37,21 @@ def numbers_drawn(group: ActorGroup) -> list[Any]:
     return group.call("draw_random_numbers")
 
 
-@pytest.mark.parametrize(("zero_stage", "ranks"), [(0, 1), (2, 2)])
+LORA = LoRAConfig(r=4, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "ranks", "lora"), [(0, 1, None), (2, 2, None), (0, 1, LORA), (3, 2, LORA)]
+)
 def test_a_fresh_process_continues_bit_for_bit(
     cluster: Cluster,
     tiny_model: Path,
     tmp_path: Path,
-    zero_stage: Literal[0, 2],
+    zero_stage: Literal[0, 2, 3],
     ranks: int,
+    lora: LoRAConfig | None,
 ) -> None:
-    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=ranks)
+    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=ranks, lora=lora)
     first = start_group(cluster, RevealingActor, spec, cluster.config)
     try:
         policy = RemotePolicy(first)
@@ -59,6 +67,7 @@ def test_a_fresh_process_continues_bit_for_bit(
     try:
         policy = RemotePolicy(second)
         _refusals(policy, tmp_path / "checkpoint")
+        _frozen_weights_are_not_written_again(tmp_path / "checkpoint", frozen=lora is not None)
         assert second.call("weight_digest") != expected_digest
         policy.load_checkpoint(tmp_path / "checkpoint")
         assert numbers_drawn(second) == expected_numbers
@@ -85,7 +94,17 @@ def _refusals(policy: RemotePolicy, checkpoint: Path) -> None:
 
     contents = checkpoint / "contents.json"
     written = contents.read_text()
-    contents.write_text(json.dumps(json.loads(written) | {"ranks": 4}))
-    with pytest.raises(CheckpointError, match=r"written with ranks 4, this role has \d"):
+    contents.write_text(json.dumps(json.loads(written) | {"zero_stage": 1}))
+    with pytest.raises(CheckpointError, match=r"written with zero_stage 1, this role has \d"):
+        policy.load_checkpoint(checkpoint)
+    contents.write_text(json.dumps(json.loads(written) | {"base_digest": "0123456789abcdef"}))
+    with pytest.raises(CheckpointError, match=r"rests on frozen weights sha256:0123456789ab, this"):
         policy.load_checkpoint(checkpoint)
     contents.write_text(written)
+
+
+def _frozen_weights_are_not_written_again(checkpoint: Path, *, frozen: bool) -> None:
+    file = next((checkpoint / "engine").glob("*mp_rank_00_model_states.pt"))
+    state = torch.load(file, weights_only=False)
+    for name in ("model.norm.weight", "lm_head.weight"):
+        assert (f"module.causal_lm.{name}" in state["module"]) != frozen

@@ -69,7 +69,7 @@ def test_vllm_and_deepspeed_take_our_weight_transfer_calls() -> None:
     information = NCCLTrainerInitInfo(master_address="host", master_port=1, world_size=3, rank=0)
     client = EnginesClient([], workers_per_engine=2)
     assert isinstance(client, VLLMWeightSyncClient)
-    source = PolicySource({})
+    source = PolicySource([])
     inspect.signature(WeightTransferTrainerFactory.trainer_init).bind(
         information, client=client, source=source
     )

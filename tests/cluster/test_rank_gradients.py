@@ -17,8 +17,9 @@ from role_factory import (
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
 from alignment.cluster.shards import shard_batch
+from alignment.config import LoRAConfig
 from alignment.errors import NumericsError
-from alignment.models.loading import load_language_model
+from alignment.models.loading import load_trainable_module
 from alignment.models.passes import microbatches
 from alignment.role_specs import TrainableSpec
 from alignment.roles_local import LocalTrainable
@@ -26,11 +27,25 @@ from alignment.roles_local import LocalTrainable
 pytestmark = pytest.mark.engines
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+LORA = {"lora": LoRAConfig(r=4)}
+CHECKPOINTING = {"gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "training"),
+    [
+        (0, {}),
+        (1, CHECKPOINTING),
+        (2, {}),
+        (3, CHECKPOINTING),
+        (0, LORA | CHECKPOINTING),
+        (2, LORA),
+    ],
+)
 def test_two_unequal_ranks_have_the_gradient_of_one_process(
-    cluster: Cluster, tiny_model: Path, zero_stage: Literal[0, 2, 3]
+    cluster: Cluster, tiny_model: Path, zero_stage: Literal[0, 1, 2, 3], training: dict[str, Any]
 ) -> None:
-    spec = trainable_spec("policy", tiny_model, ranks=2, zero_stage=zero_stage, learning_rate=0.01)
+    spec = trainable_spec("policy", tiny_model, ranks=2, zero_stage=zero_stage, **training)
     batch = random_batch(5, seed=11, longest=60)
     shares = [shard.batch for shard in shard_batch(batch, 2)]
     assert len({len(microbatches(share, tokens=64)) for share in shares}) == 2
@@ -38,19 +53,18 @@ def test_two_unequal_ranks_have_the_gradient_of_one_process(
 
     group = start_group(cluster, RevealingActor, spec, cluster.config)
     try:
-        _compare_with_one_process(RemotePolicy(group), spec, batch, tiny_model)
+        _compare_with_one_process(RemotePolicy(group), spec, batch)
         _a_step_with_nan_changes_nothing(RemotePolicy(group), batch)
     finally:
         group.end("the test is over")
 
 
-def _compare_with_one_process(
-    policy: RemotePolicy, spec: TrainableSpec, batch: Any, tiny_model: Path
-) -> None:
-    local = LocalTrainable(load_language_model(tiny_model), spec)
+def _compare_with_one_process(policy: RemotePolicy, spec: TrainableSpec, batch: Any) -> None:
+    local = LocalTrainable(load_trainable_module(spec), spec)
     tokens = float(batch.response_mask.sum())
     expected = local.forward_backward(batch, negative_logprob, denominator=tokens)
-    gradients = {n: p.grad.clone() for n, p in local.module.named_parameters()}
+    named = local.module.named_parameters()
+    gradients = {n: p.grad.clone() for n, p in named if p.requires_grad}
 
     sums = policy.forward_backward(batch, negative_logprob, denominator=tokens)
     assert sums["tokens"] == tokens
