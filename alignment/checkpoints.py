@@ -9,7 +9,7 @@ the sampled tokens instead of drawing them again.
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ import torch
 
 from alignment.errors import CheckpointError
 from alignment.experience import Rollout
-from alignment.training.roles import PPORoles
+from alignment.objectives.running_moments import RunningMoments
+from alignment.training.roles import PPORoles, Trainable
 
 LOOP_FILE = "loop.json"
-PARTS = ("policy", "critic")
 
 
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """What the loop itself must remember: steps done, and the KL coefficient of the next."""
+    """What the loop itself must remember: steps done, KL coefficient of the next, score moments."""
 
     step: int
     kl_coefficient: float
+    score_moments: RunningMoments = field(default_factory=RunningMoments)
 
 
 class Checkpoints:
@@ -46,9 +47,10 @@ class Checkpoints:
         draft = self.folder / f"draft-{state.step:06d}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        roles.policy.save_checkpoint(draft / "policy")
-        roles.critic.save_checkpoint(draft / "critic")
-        record = {**asdict(state), "stage_version": self.stage_version, "parts": list(PARTS)}
+        parts = trained_parts(roles)
+        for name, role in parts.items():
+            role.save_checkpoint(draft / name)
+        record = {**asdict(state), "stage_version": self.stage_version, "parts": list(parts)}
         _write_synced(draft / LOOP_FILE, json.dumps(record, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
@@ -67,15 +69,20 @@ class Checkpoints:
             return None
         newest = complete[-1]
         record = self._read_record(newest)
-        for part in PARTS:
+        parts = trained_parts(roles)
+        for part in parts:
             if not (newest / part).is_dir():
                 raise CheckpointError(
                     f"checkpoint {newest} lacks its part `{part}`; delete that folder to resume "
                     "from the one before it"
                 )
-        roles.policy.load_checkpoint(newest / "policy")
-        roles.critic.load_checkpoint(newest / "critic")
-        return LoopState(step=int(record["step"]), kl_coefficient=float(record["kl_coefficient"]))
+        for name, role in parts.items():
+            role.load_checkpoint(newest / name)
+        return LoopState(
+            step=int(record["step"]),
+            kl_coefficient=float(record["kl_coefficient"]),
+            score_moments=RunningMoments(**record["score_moments"]),
+        )
 
     def newest_step(self) -> int | None:
         """Steps done by the newest checkpoint; None where there is none."""
@@ -98,6 +105,12 @@ class Checkpoints:
                 f"stage, this is version {self.stage_version}; delete it to start the stage anew"
             )
         return record
+
+
+def trained_parts(roles: PPORoles) -> dict[str, Trainable]:
+    """The roles that a checkpoint holds: the policy, and the critic of a method that has one."""
+    parts: dict[str, Trainable] = {"policy": roles.policy}
+    return parts if roles.critic is None else parts | {"critic": roles.critic}
 
 
 class RolloutJournal:

@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from alignment.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Precision = Literal["float32", "bfloat16"]
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from alignment.ppo_config import METHODS as METHODS
+from alignment.ppo_config import AdaptiveKLConfig as AdaptiveKLConfig
+from alignment.ppo_config import PPOConfig as PPOConfig
+from alignment.ppo_config import PretrainingMixConfig as PretrainingMixConfig
+from alignment.ppo_config import SamplerCorrectionConfig as SamplerCorrectionConfig
+from alignment.settings import Count as Count
+from alignment.settings import Fraction as Fraction
+from alignment.settings import LoRAConfig as LoRAConfig
+from alignment.settings import NonNegative as NonNegative
+from alignment.settings import OptimizerConfig as OptimizerConfig
+from alignment.settings import Positive as Positive
+from alignment.settings import Precision as Precision
+from alignment.settings import Settings as Settings
+from alignment.settings import TrainingConfig as TrainingConfig
 
 
 class RunConfig(Settings):
@@ -78,31 +80,6 @@ class DataConfig(Settings):
                 f'`data.source` is "{self.source}"; accepted: starter, hh-rlhf, parquet'
             )
         return self
-
-
-class OptimizerConfig(Settings):
-    """AdamW with warm-up and linear decay."""
-
-    learning_rate: NonNegative
-    final_learning_rate_fraction: Fraction = 0.0
-    """The rate decays linearly to this share of its peak at the last step."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: NonNegative = 0.0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    epsilon: Positive = 1e-8
-    max_gradient_norm: Positive = 1.0
-
-
-class TrainingConfig(Settings):
-    """What every trained role needs to know about the machine."""
-
-    precision: Precision = "float32"
-    """Arithmetic of forward and backward; weights and optimiser state stay float32."""
-    tokens_per_microbatch: Count = 2048
-    """Upper bound of padded tokens in one forward pass; does not change the gradient."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; 0 is fastest on a single process."""
-    gradient_checkpointing: bool = False
 
 
 class SFTConfig(TrainingConfig):
@@ -187,64 +164,6 @@ class RewardModelConfig(TrainingConfig):
     """Also train this many models on complements for cross-validated accuracy; none if absent."""
     minimum_accuracy: Fraction = 0.0
     """Gate: the run stops before PPO if training accuracy is below this."""
-
-
-class AdaptiveKLConfig(Settings):
-    """Ziegler et al. 2019: the coefficient follows the KL per sequence."""
-
-    target_nats: Positive = 6.0
-    horizon_sequences: Positive = 10000.0
-
-
-class PPOConfig(TrainingConfig):
-    """Proximal policy optimisation with a critic."""
-
-    steps: Count = 7
-    prompts_per_step: Count = 32
-    responses_per_prompt: Count = 1
-    max_response_tokens: Count = 48
-    temperature: Positive = 1.0
-    epochs: Count = 1
-    sequences_per_minibatch: Count = 16
-    kl_coefficient: NonNegative = 0.2
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    adaptive_kl: AdaptiveKLConfig | None = None
-    discount: Fraction = 1.0
-    gae_lambda: Fraction = 0.95
-    whiten_advantages: bool = True
-    clip_low: Positive = 0.2
-    clip_high: Positive = 0.2
-    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-    value_clip: Positive | None = 0.2
-    """Absent: the value loss is not clipped."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
-    reward_clip: Positive | None = None
-    missing_eos_penalty: NonNegative = 0.0
-    """Subtracted from the score of a response that met the token limit."""
-    kl_budget_nats: Positive = 8.0
-    """Per sequence; a batch beyond it stops the update before weights are published."""
-    optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=4e-5, final_learning_rate_fraction=0.31
-    )
-    critic_optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=2e-5, final_learning_rate_fraction=1.0
-    )
-    checkpoint_every_steps: Count = 2
-
-    @property
-    def sequences_per_step(self) -> int:
-        """Rollout batch: prompts times responses a prompt."""
-        return self.prompts_per_step * self.responses_per_prompt
-
-    @model_validator(mode="after")
-    def _minibatches_divide_the_rollout(self) -> "PPOConfig":
-        if self.sequences_per_step % self.sequences_per_minibatch:
-            raise ValueError(
-                f"`ppo.prompts_per_step` {self.prompts_per_step} x `ppo.responses_per_prompt` "
-                f"{self.responses_per_prompt} = {self.sequences_per_step} sequences is not "
-                f"divisible by `ppo.sequences_per_minibatch` {self.sequences_per_minibatch}"
-            )
-        return self
 
 
 class EvaluationConfig(Settings):

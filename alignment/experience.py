@@ -84,7 +84,8 @@ class ScoredRollout(Rollout):
 
     scores: float32 [B], reward-model score of the whole response. old_logprobs and
     reference_logprobs: float32 [B, T], by the policy before the update and by the reference.
-    old_values: float32 [B, T], by the critic before the update. All 0 outside response_mask.
+    old_values: float32 [B, T], by the critic before the update, 0 for a method without one. All
+    are 0 outside response_mask.
     """
 
     scores: Tensor
@@ -97,10 +98,13 @@ class ScoredRollout(Rollout):
 class Experience(TokenBatch):
     """What the update needs. All float32 [B, T], 0 outside response_mask.
 
-    advantages are whitened over the whole rollout batch; returns were taken before whitening.
+    old_logprobs are what the ratio starts from. advantages are final: whitened over the whole
+    rollout batch and weighted for the sampler, where settings say so. returns, the critic's
+    targets, were taken before both.
     """
 
     old_logprobs: Tensor
+    reference_logprobs: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor

@@ -31,8 +31,25 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("reward_model/tokens_per_s", "tokens a second", "prompt and response tokens trained on"),
     ("reward_model/gradient_norm", "", "global norm before clipping"),
     ("reward_model/learning_rate", "", "rate used by the step"),
+    ("dpo/loss", "nats a pair", "Bradley-Terry loss of the implicit rewards of the minibatch"),
+    ("dpo/accuracy", "share", "pairs of the minibatch ordered as the labelers did"),
+    ("dpo/gradient_norm", "", "global norm before clipping"),
+    ("dpo/learning_rate", "", "rate used by the step"),
+    ("dpo/tokens_per_s", "tokens a second", "prompt and response tokens trained on"),
     ("ppo/score_mean", "score", "reward-model score of the rollouts, 0 for the SFT policy"),
     ("ppo/score_sd", "score", "standard deviation of the score over the rollouts"),
+    ("ppo/disagreement_mean", "score", "deviation over an ensemble's heads, before any penalty"),
+    ("ppo/repetition_mean", "share", "token triples that occurred before in their response"),
+    ("ppo/heldout_score_mean", "score", "reward-model score of responses to held-out prompts"),
+    ("ppo/heldout_judge_mean", "judgement", "second judge's score of the same responses"),
+    ("ppo/length_reading", "", "length over that of the first steps"),
+    ("ppo/repetition_reading", "share", "repetition minus that of the first steps"),
+    ("ppo/disagreement_reading", "", "disagreement over that of the first steps"),
+    ("ppo/judge_reading", "judgement", "how far the held-out judge's trend falls"),
+    ("ppo/alarm_length", "", "1 where the length left its bounds, else 0"),
+    ("ppo/alarm_repetition", "", "1 where repetition rose beyond its bound, else 0"),
+    ("ppo/alarm_disagreement", "", "1 where disagreement rose beyond its bound, else 0"),
+    ("ppo/alarm_judge", "", "1 where the reward rises and the held-out judge falls, else 0"),
     ("ppo/reward_mean", "score", "score minus the KL penalty, summed over a sequence"),
     ("ppo/kl_nats", "nats a sequence", "k1 against the reference, summed over a sequence"),
     ("ppo/kl_coefficient", "score a nat", "weight of the KL penalty in the reward"),
@@ -53,6 +70,9 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("ppo/eos_rate", "share", "rollouts that ended by themselves within the limit"),
     ("ppo/sampler_gap_max", "nats a token", "largest |sampler's - trainer's log-probability|"),
     ("ppo/sampler_gap_mean", "nats a token", "mean |sampler's - trainer's log-probability|"),
+    ("ppo/sampler_gap_kl_nats", "nats a token", "k3 estimate of KL(sampler || trainer)"),
+    ("ppo/updates", "", "optimiser steps made of the step's rollout"),
+    ("ppo/pretraining_loss", "nats a token", "cross-entropy of the pretraining mix"),
     ("ppo/policy_version", "version", "version of the weights that sampled the rollouts"),
     ("time/start_roles_s", "s", "starting processes and loading models"),
     ("time/generate_s", "s", "sampling responses"),
@@ -73,6 +93,24 @@ METRICS: dict[str, Metric] = {
     for name, unit, description in _TABLE
 }
 
+SCORE_OF = "ppo/score_of_"
+"""A reward source's mean score before its weight; the name of the source follows."""
+
+
+def metric(name: str) -> Metric:
+    """The declaration of a metric; that of a reward source is made from its name.
+
+    Raises:
+        DataError: it is not declared.
+    """
+    check_names([name])
+    if name in METRICS:
+        return METRICS[name]
+    source = name.removeprefix(SCORE_OF)
+    return Metric(
+        name=name, unit="score", description=f"mean score by `{source}`, before its weight"
+    )
+
 
 def check_names(metrics: Iterable[str]) -> None:
     """Refuse metric names that the table does not declare.
@@ -80,7 +118,11 @@ def check_names(metrics: Iterable[str]) -> None:
     Raises:
         DataError: names every undeclared metric.
     """
-    unknown = sorted(set(metrics) - METRICS.keys())
+    unknown = sorted(
+        name
+        for name in set(metrics) - METRICS.keys()
+        if not (name.startswith(SCORE_OF) and len(name) > len(SCORE_OF))
+    )
     if unknown:
         raise DataError(
             f"undeclared metric {', '.join(repr(name) for name in unknown)}: a metric needs a "

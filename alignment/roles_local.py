@@ -148,7 +148,11 @@ class LocalFrozen:
 
 
 class LocalGenerator:
-    """Samples token by token without a cache: slow, short, and easy to check."""
+    """Samples token by token without a cache: slow on long responses, and easy to check.
+
+    Each sequence draws its tokens from its own seed by inverting the cumulative distribution, so
+    its neighbours in the batch change it by no more than the rounding of its logits.
+    """
 
     def __init__(self, causal_lm: Any, *, end_of_turn: int) -> None:
         self.causal_lm = causal_lm
@@ -159,11 +163,16 @@ class LocalGenerator:
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
     ) -> Rollout:
-        """One response for each prompt, each from its own seeded generator."""
-        pairs = [
-            self._sample(prompt.token_ids, sampling, seed)
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        """One response for each prompt, each from its own seed; equal lengths side by side."""
+        rows_of_length: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows_of_length.setdefault(len(prompt.token_ids), []).append(row)
+        draws = torch.stack([_uniform(seed, sampling.max_response_tokens) for seed in seeds])
+        pairs: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
+        for rows in rows_of_length.values():
+            tokens = torch.tensor([prompts[row].token_ids for row in rows])
+            for row, pair in zip(rows, self._sample(tokens, sampling, draws[rows]), strict=True):
+                pairs[row] = pair
         self.sampled_versions.add(self.version)
         responses = [tokens for tokens, _ in pairs]
         batch = batch_from_rows([p.token_ids for p in prompts], responses)
@@ -193,20 +202,40 @@ class LocalGenerator:
         return [describe_local("generator") | {"policy_versions": sampled}]
 
     def _sample(
-        self, prompt: Sequence[int], sampling: Sampling, seed: int
-    ) -> tuple[list[int], list[float]]:
-        generator = torch.Generator().manual_seed(seed)
-        tokens, logprobs = list(prompt), []
-        for _ in range(sampling.max_response_tokens):
+        self, tokens: Tensor, sampling: Sampling, draws: Tensor
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probabilities of a response to each row of equally long prompts."""
+        prompt_length = tokens.shape[1]
+        logprobs = torch.zeros(len(tokens), 0)
+        is_open = torch.ones(len(tokens), dtype=torch.bool)
+        for step in range(sampling.max_response_tokens):
             with torch.no_grad():
-                logits = self.causal_lm(torch.tensor([tokens])).logits[0, -1].float()
+                logits = self.causal_lm(tokens).logits[:, -1].float()
             distribution = torch.log_softmax(logits / sampling.temperature, dim=-1)
-            token = int(torch.multinomial(distribution.exp(), 1, generator=generator))
-            tokens.append(token)
-            logprobs.append(float(distribution[token]))
-            if token == self.end_of_turn:
+            cumulative = distribution.double().exp().cumsum(1)
+            reached = draws[:, step, None] * cumulative[:, -1:]
+            token = torch.searchsorted(cumulative, reached, right=True)
+            token = token.clamp(max=distribution.shape[1] - 1)
+            tokens = torch.cat([tokens, token], dim=1)
+            logprobs = torch.cat([logprobs, distribution.gather(1, token)], dim=1)
+            is_open &= token.squeeze(1) != self.end_of_turn
+            if not bool(is_open.any()):
                 break
-        return tokens[len(prompt) :], logprobs
+        responses = tokens[:, prompt_length:].tolist()
+        return [
+            (row[: self._length(row)], numbers[: self._length(row)])
+            for row, numbers in zip(responses, logprobs.tolist(), strict=True)
+        ]
+
+    def _length(self, response: list[int]) -> int:
+        """Tokens up to the end of the turn, that one included."""
+        ended = self.end_of_turn in response
+        return response.index(self.end_of_turn) + 1 if ended else len(response)
+
+
+def _uniform(seed: int, count: int) -> Tensor:
+    """Numbers in [0, 1) from one seed, float64."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def describe_local(role: str) -> dict[str, Any]:

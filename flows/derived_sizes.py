@@ -6,7 +6,7 @@ from alignment.config import PipelineConfig, RoleResources
 def derived_sizes(config: PipelineConfig) -> list[tuple[str, str]]:
     """Pairs of a size's name and its value with the arithmetic behind it."""
     ppo, candidates = config.ppo, config.candidates
-    minibatches = ppo.sequences_per_step // ppo.sequences_per_minibatch
+    minibatches = ppo.updates_per_step // ppo.epochs
     ranked = candidates.responses_per_prompt + candidates.probes_per_prompt
     sizes = [
         (
@@ -64,11 +64,12 @@ def _processes(config: PipelineConfig) -> tuple[str, str]:
         return "processes in PPO", "this one: `cluster.backend` is local"
     roles: list[RoleResources] = [
         cluster.policy,
-        cluster.critic,
         cluster.reference,
         cluster.reward_model,
         cluster.generator,
     ]
+    if config.ppo.has_critic:
+        roles.append(cluster.critic)
     processes = sum(role.ranks for role in roles)
     gpus = sum(role.ranks * role.gpus_per_rank for role in roles)
-    return "processes in PPO", f"{processes} for 5 roles, {gpus} GPUs"
+    return "processes in PPO", f"{processes} for {len(roles)} roles, {gpus} GPUs"

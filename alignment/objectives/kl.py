@@ -23,19 +23,27 @@ def kl_estimate(
     reference_logprobs: Float[Tensor, "B T"],
     *,
     estimator: KLEstimator,
+    clamp_nats: float | None = None,
 ) -> Float[Tensor, "B T"]:
     """KL(policy || reference) of each token, not masked; tokens were sampled from the policy.
 
     For KL(old || new) in a PPO update the old policy is the one that sampled: pass it first.
+    `clamp_nats` bounds each estimate either way.
+
+    As a term of the loss an estimate is differentiated at fixed samples, which is not the
+    gradient of what it estimates: in expectation k1 gives 0, k2 the gradient of the token's
+    KL(policy || reference), k3 that of the token's KL(reference || policy).
     """
     difference = policy_logprobs - reference_logprobs
     if estimator == "k1":
-        return difference
-    if estimator == "k2":
-        return 0.5 * difference.square()
-    if estimator == "k3":
-        return torch.expm1(-difference) + difference
-    raise ValueError(f"KL estimator {estimator!r} is not known; accepted: k1, k2, k3")
+        estimate = difference
+    elif estimator == "k2":
+        estimate = 0.5 * difference.square()
+    elif estimator == "k3":
+        estimate = torch.expm1(-difference) + difference
+    else:
+        raise ValueError(f"KL estimator {estimator!r} is not known; accepted: k1, k2, k3")
+    return estimate if clamp_nats is None else estimate.clamp(-clamp_nats, clamp_nats)
 
 
 def kl_shaped_rewards(
@@ -46,6 +54,7 @@ def kl_shaped_rewards(
     *,
     coefficient: float,
     estimator: KLEstimator = "k1",
+    clamp_nats: float | None = None,
 ) -> Float[Tensor, "B T"]:
     """Reward of each response token: `-coefficient * KL`, plus the score at the last; 0 elsewhere.
 
@@ -64,6 +73,7 @@ def kl_shaped_rewards(
         torch.where(response_mask, policy_logprobs, 0.0),
         torch.where(response_mask, reference_logprobs, 0.0),
         estimator=estimator,
+        clamp_nats=clamp_nats,
     )
     return -coefficient * kl + torch.where(
         is_last_response_token(response_mask), scores.unsqueeze(1), 0.0

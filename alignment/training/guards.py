@@ -16,6 +16,15 @@ def require_finite(what: str, value: float, *, step: int) -> None:
         )
 
 
+def require_one_each(what: str, values: Tensor, sequences: int, *, step: int) -> None:
+    """Raise NumericsError unless there is one value a sequence: `values` is [sequences, ...]."""
+    if values.ndim == 0 or len(values) != sequences:
+        raise NumericsError(
+            f"{what}: got {tuple(values.shape)} values for {sequences} sequences at step {step}; "
+            "no update was made. Whoever scores must answer once for each sequence, in order"
+        )
+
+
 def require_finite_rows(what: str, values: Tensor, *, step: int) -> None:
     """Raise NumericsError naming the first bad row unless every value is finite."""
     finite = values.isfinite().flatten(1).all(1) if values.ndim > 1 else values.isfinite()

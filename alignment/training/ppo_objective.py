@@ -1,14 +1,33 @@
 """The two losses of PPO, as microbatch sums, and what they are divided by."""
 
+from functools import partial
+
+from alignment.config import PPOConfig
 from alignment.experience import Experience
 from alignment.objectives.aggregation import (
     Aggregation,
     aggregation_denominator,
     aggregation_numerator,
 )
+from alignment.objectives.kl import KLEstimator, kl_estimate
 from alignment.objectives.policy_losses import ppo_policy_loss
 from alignment.objectives.value_losses import ppo_value_loss
-from alignment.training.roles import LogprobOutputs, LossSums, ValueOutputs
+from alignment.training.roles import LogprobOutputs, Loss, LossSums, ValueOutputs
+
+
+def policy_objective(config: PPOConfig, *, kl_coefficient: float) -> Loss:
+    """The policy's loss under these settings and the step's KL coefficient."""
+    return partial(
+        policy_loss,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        aggregation=config.aggregation,
+        kl_coefficient=kl_coefficient if config.kl_placement == "loss" else 0.0,
+        kl_estimator=config.kl_estimator,
+        kl_clamp_nats=config.kl_clamp_nats,
+        entropy_coefficient=config.entropy_coefficient,
+    )
 
 
 def policy_loss(
@@ -18,8 +37,16 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     aggregation: Aggregation,
+    dual_clip: float | None = None,
+    kl_coefficient: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
+    kl_clamp_nats: float | None = None,
+    entropy_coefficient: float = 0.0,
 ) -> LossSums:
-    """Clipped surrogate of a microbatch; metrics are sums over response tokens."""
+    """Clipped surrogate of a microbatch, plus KL and minus entropy where they have a weight.
+
+    Metrics are sums over response tokens.
+    """
     mask = batch.response_mask
     per_token = ppo_policy_loss(
         outputs.new_logprobs,
@@ -28,9 +55,20 @@ def policy_loss(
         mask,
         clip_low=clip_low,
         clip_high=clip_high,
+        dual_clip=dual_clip,
     )
+    losses = per_token.losses
+    if kl_coefficient:
+        losses = losses + kl_coefficient * kl_estimate(
+            outputs.new_logprobs,
+            batch.reference_logprobs,
+            estimator=kl_estimator,
+            clamp_nats=kl_clamp_nats,
+        )
+    if entropy_coefficient:
+        losses = losses - entropy_coefficient * outputs.entropy
     return LossSums(
-        loss=aggregation_numerator(per_token.losses, mask, aggregation),
+        loss=aggregation_numerator(losses, mask, aggregation),
         metrics={
             "tokens": mask.sum(),
             "entropy": outputs.entropy[mask].sum(),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from alignment.checkpoints import LoopState
 from alignment.experience import Experience, ScoredRollout
+from alignment.objectives.kl import kl_estimate
 from alignment.objectives.value_losses import explained_variance
 from alignment.training.roles import StepReport
 
@@ -38,38 +39,61 @@ class UpdateLog:
     """Means over the minibatches of one step, and what the very first one saw."""
 
     def __init__(self) -> None:
-        self.minibatches: list[dict[str, float]] = []
+        self.policy: list[dict[str, float]] = []
+        self.critic: list[dict[str, float]] = []
+        self.pretraining: list[dict[str, float]] = []
 
-    def add(
-        self,
-        policy: Mapping[str, float],
-        policy_report: StepReport,
-        critic: Mapping[str, float],
-        critic_report: StepReport,
-    ) -> None:
-        """Keep one minibatch's numbers."""
-        self.minibatches.append(
+    def __len__(self) -> int:
+        """Updates so far, of the policy or, where it rests, of the critic."""
+        return max(len(self.policy), len(self.critic))
+
+    def add_policy(self, sums: Mapping[str, float], report: StepReport) -> None:
+        """Keep one minibatch's numbers of the policy."""
+        self.policy.append(
             {
-                "ppo/policy_loss": policy["loss"],
-                "ppo/entropy_nats": policy["entropy"] / policy["tokens"],
-                "ppo/clip_fraction": policy["clipped"] / policy["tokens"],
-                "ppo/approx_kl_nats": policy["approximate_kl"] / policy["tokens"],
-                "ppo/gradient_norm": policy_report.gradient_norm,
-                "ppo/learning_rate": policy_report.learning_rate,
-                "ppo/value_loss": critic["loss"],
-                "ppo/value_clip_fraction": critic["clipped"] / critic["tokens"],
-                "ppo/critic_gradient_norm": critic_report.gradient_norm,
-                "ppo/critic_learning_rate": critic_report.learning_rate,
-                "first_ratio": policy["ratio_deviation_max"],
+                "ppo/policy_loss": sums["loss"],
+                "ppo/entropy_nats": sums["entropy"] / sums["tokens"],
+                "ppo/clip_fraction": sums["clipped"] / sums["tokens"],
+                "ppo/approx_kl_nats": sums["approximate_kl"] / sums["tokens"],
+                "ppo/gradient_norm": report.gradient_norm,
+                "ppo/learning_rate": report.learning_rate,
+                "first_ratio": sums["ratio_deviation_max"],
             }
         )
 
+    def add_critic(self, sums: Mapping[str, float], report: StepReport) -> None:
+        """Keep one minibatch's numbers of the critic."""
+        self.critic.append(
+            {
+                "ppo/value_loss": sums["loss"],
+                "ppo/value_clip_fraction": sums["clipped"] / sums["tokens"],
+                "ppo/critic_gradient_norm": report.gradient_norm,
+                "ppo/critic_learning_rate": report.learning_rate,
+            }
+        )
+
+    def add_pretraining(self, loss: float) -> None:
+        """Keep one minibatch's cross-entropy of the pretraining mix."""
+        self.pretraining.append({"ppo/pretraining_loss": loss})
+
+    def is_beyond(self, limit_nats: float | None) -> bool:
+        """Whether the last minibatch found the policy too far from the one that sampled."""
+        if limit_nats is None or not self.policy:
+            return False
+        return self.policy[-1]["ppo/approx_kl_nats"] > limit_nats
+
     def metrics(self) -> dict[str, float]:
         """The step's means; the ratio's deviation from 1 is the first minibatch's."""
-        count = len(self.minibatches)
-        names = [n for n in self.minibatches[0] if n != "first_ratio"]
-        means = {name: sum(m[name] for m in self.minibatches) / count for name in names}
-        return {**means, "ppo/first_ratio_max_deviation": self.minibatches[0]["first_ratio"]}
+        means = {
+            name: sum(m[name] for m in minibatches) / len(minibatches)
+            for minibatches in (self.policy, self.critic, self.pretraining)
+            if minibatches
+            for name in minibatches[0]
+        }
+        if self.policy:
+            del means["first_ratio"]
+            means["ppo/first_ratio_max_deviation"] = self.policy[0]["first_ratio"]
+        return {**means, "ppo/updates": float(len(self))}
 
 
 def step_metrics(
@@ -82,7 +106,9 @@ def step_metrics(
 ) -> dict[str, float]:
     """Everything recorded about one step; names and units in `alignment.metrics`."""
     mask = scored.response_mask
-    gap = (scored.sampling_logprobs - scored.old_logprobs)[mask].abs()
+    sampled, trained = scored.sampling_logprobs[mask], scored.old_logprobs[mask]
+    gap = (sampled - trained).abs()
+    gap_kl = kl_estimate(sampled, trained, estimator="k3")
     reward = scored.scores.mean() - state.kl_coefficient * kl_nats
     return {
         "ppo/score_mean": float(scored.scores.mean()),
@@ -91,11 +117,12 @@ def step_metrics(
         "ppo/kl_nats": kl_nats,
         "ppo/kl_coefficient": state.kl_coefficient,
         "ppo/returns_mean": float(experience.returns[mask].mean()),
-        **_explained_variance(experience),
+        **(_explained_variance(experience) if update.critic else {}),
         "ppo/response_tokens_mean": float(mask.sum(1).float().mean()),
         "ppo/eos_rate": float(scored.finished.float().mean()),
         "ppo/sampler_gap_max": float(gap.max()),
         "ppo/sampler_gap_mean": float(gap.mean()),
+        "ppo/sampler_gap_kl_nats": float(gap_kl.mean()),
         "ppo/policy_version": float(scored.policy_version.max()),
         **update.metrics(),
         **clock.metrics(),

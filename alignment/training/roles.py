@@ -25,7 +25,10 @@ class LogprobOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueOutputs:
-    """What a value model says: new_values [B, T] before each token; scores [B] at the last."""
+    """What a value model says: new_values [B, T] before each token; scores [B] at the last.
+
+    An ensemble's scores are one a head, [B, heads], and its values the heads' mean.
+    """
 
     new_values: Tensor
     scores: Tensor
@@ -145,10 +148,10 @@ class MetricSink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPORoles:
-    """The five models of PPO, wherever they are."""
+    """The models of PPO, wherever they are; methods that compare responses have no critic."""
 
     policy: Policy
-    critic: Critic
     reference: LogprobModel
     reward_model: ScoreModel
     generator: Generator
+    critic: Critic | None = None

@@ -70,31 +70,20 @@ def train_policy(
 def ppo_role_specs(
     config: PipelineConfig, sft_folder: Path, reward_folder: Path, *, seed: int
 ) -> list[RoleSpec]:
-    """The five roles: who starts from what, and with how many processes and GPUs."""
+    """Who starts from what, with how many processes and GPUs; a critic if the method has one."""
     ppo, cluster = config.ppo, config.cluster
-    minibatches = ppo.sequences_per_step // ppo.sequences_per_minibatch
-    total_steps = ppo.steps * ppo.epochs * minibatches
-    return [
+    specs: list[RoleSpec] = [
         TrainableSpec(
             name="policy",
             kind="language",
             model_folder=sft_folder,
             optimizer=ppo.optimizer,
             training=ppo,
-            total_steps=total_steps,
+            total_steps=ppo.policy_updates,
             seed=seed,
             resources=cluster.policy,
             temperature=ppo.temperature,
-        ),
-        TrainableSpec(
-            name="critic",
-            kind="value",
-            model_folder=reward_folder,
-            optimizer=ppo.critic_optimizer,
-            training=ppo,
-            total_steps=total_steps,
-            seed=seed,
-            resources=cluster.critic,
+            entropy_gradient=ppo.entropy_coefficient > 0,
         ),
         FrozenSpec(
             name="reference",
@@ -119,3 +108,16 @@ def ppo_role_specs(
             resources=cluster.generator,
         ),
     ]
+    if ppo.critic_optimizer is not None:
+        critic = TrainableSpec(
+            name="critic",
+            kind="value",
+            model_folder=reward_folder,
+            optimizer=ppo.critic_optimizer,
+            training=ppo,
+            total_steps=ppo.steps * ppo.updates_per_step,
+            seed=seed,
+            resources=cluster.critic,
+        )
+        specs.insert(1, critic)
+    return specs

@@ -1,11 +1,17 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from gradient_check import assert_gradient
 from plain_reference import gae
 
-from alignment.objectives.advantages import generalized_advantages
+from alignment.errors import DataError
+from alignment.objectives.advantages import (
+    generalized_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+)
 
 # Prompts, gaps and padding: nothing, a gap of two, left and right padding, one token, no token.
 MASK = (
@@ -94,3 +100,38 @@ def test_gradients_and_nan_outside_the_mask():
     dirty = values.masked_fill(~MASK, math.nan).requires_grad_(True)
     total(grid(0).masked_fill(~MASK, math.nan), dirty).backward()
     assert torch.isfinite(dirty.grad).all()
+
+
+def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
+    rewards = torch.tensor([1.0, 5.0, 2.0, -3.0, 4.0])
+    group = torch.tensor([7, 2, 7, 7, 2])
+    expected = [1 - (2 - 3) / 2, 5 - 4, 2 - (1 - 3) / 2, -3 - (1 + 2) / 2, 4 - 5]
+    torch.testing.assert_close(leave_one_out_advantages(rewards, group), torch.tensor(expected))
+
+
+def test_group_relative_advantages_are_centred_and_scaled_by_the_deviation_of_n_minus_1():
+    rewards = torch.tensor([1.0, 5.0, 2.0, -3.0, 4.0], dtype=torch.float64)
+    group = torch.tensor([7, 2, 7, 7, 2])
+    centred = torch.tensor([1.0, 0.5, 2.0, -3.0, -0.5], dtype=torch.float64)
+    plain = group_relative_advantages(rewards, group, divide_by_deviation=False)
+    torch.testing.assert_close(plain, centred)
+    seven, two = (1 + 4 + 9) / 2, (0.25 + 0.25) / 1
+    deviation = torch.tensor([seven, two, seven, seven, two], dtype=torch.float64).sqrt()
+    scaled = group_relative_advantages(rewards, group, divide_by_deviation=True, eps=0.0)
+    torch.testing.assert_close(scaled, centred / deviation)
+
+
+def test_equal_rewards_of_a_group_give_no_advantage_and_no_nan():
+    rewards, group = torch.full((4,), 0.3), torch.tensor([0, 0, 1, 1])
+    for divide in (False, True):
+        advantages = group_relative_advantages(rewards, group, divide_by_deviation=divide)
+        assert advantages.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "advantages",
+    [leave_one_out_advantages, partial(group_relative_advantages, divide_by_deviation=True)],
+)
+def test_a_response_with_nothing_to_compare_it_with_is_refused(advantages):
+    with pytest.raises(DataError, match="group 5 has one response"):
+        advantages(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 1, 5]))

@@ -128,3 +128,33 @@ def test_adaptive_coefficient_moves_towards_its_target(kl_nats, expected):
         0.15, kl_nats=kl_nats, target_nats=6.0, num_sequences=100, horizon_sequences=10000.0
     )
     assert coefficient == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "exact"),
+    [
+        ("k1", lambda p, q: (p * 0).sum()),
+        ("k2", lambda p, q: (p * (p.log() - q.log())).sum()),
+        ("k3", lambda p, q: (q * (q.log() - p.log())).sum()),
+    ],
+)
+def test_estimate_as_a_loss_has_the_gradient_of_another_divergence(estimator, exact):
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    policy = logits.log_softmax(0)
+    estimates = kl_estimate(policy[None], reference.log()[None], estimator=estimator)[0]
+    (expected_gradient,) = torch.autograd.grad((policy.detach().exp() * estimates).sum(), logits)
+    divergence = exact(logits.softmax(0), reference)
+    (gradient,) = torch.autograd.grad(divergence, logits)
+    torch.testing.assert_close(expected_gradient, gradient)
+    assert estimator == "k1" or gradient.abs().max() > 0.05
+
+
+def test_clamp_bounds_each_estimate_either_way():
+    policy, reference = torch.tensor([[-1.0, -9.0, -2.0]]), torch.tensor([[-8.0, -1.0, -2.5]])
+    clamped = kl_estimate(policy, reference, estimator="k1", clamp_nats=3.0)
+    assert clamped.tolist() == [[3.0, -3.0, 0.5]]
+    rewards = kl_shaped_rewards(
+        torch.tensor([0.0]), policy, reference, policy < 0, coefficient=1.0, clamp_nats=3.0
+    )
+    assert rewards.tolist() == [[-3.0, 3.0, -0.5]]

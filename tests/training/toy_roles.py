@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignment.config import OptimizerConfig, PPOConfig, TrainingConfig
 from alignment.experience import EncodedPrompt, TokenBatch
-from alignment.role_specs import FrozenSpec, GeneratorSpec, TrainableSpec
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
 from alignment.roles_local import start_roles
 from alignment.training.roles import PPORoles
 
@@ -55,34 +55,36 @@ def toy_roles(model_folder: Path, config: PPOConfig) -> PPORoles:
     torch.manual_seed(0)
     training = TrainingConfig(tokens_per_microbatch=config.tokens_per_microbatch)
     steps = config.steps * config.epochs * config.sequences_per_step
-    roles = start_roles(
-        [
-            TrainableSpec(
-                name="policy",
-                kind="language",
-                model_folder=model_folder,
-                optimizer=config.optimizer,
-                training=training,
-                total_steps=steps,
-                seed=0,
-            ),
-            TrainableSpec(
-                name="critic",
-                kind="value",
-                model_folder=model_folder,
-                optimizer=config.critic_optimizer,
-                training=training,
-                total_steps=steps,
-                seed=0,
-                layers=1,
-            ),
-            FrozenSpec(name="reference", kind="language", model_folder=model_folder),
-            GeneratorSpec(name="generator", model_folder=model_folder, max_sequence_tokens=64),
-        ]
-    )
+    specs: list[RoleSpec] = [
+        TrainableSpec(
+            name="policy",
+            kind="language",
+            model_folder=model_folder,
+            optimizer=config.optimizer,
+            training=training,
+            total_steps=steps,
+            seed=0,
+            entropy_gradient=config.entropy_coefficient > 0,
+        ),
+        FrozenSpec(name="reference", kind="language", model_folder=model_folder),
+        GeneratorSpec(name="generator", model_folder=model_folder, max_sequence_tokens=64),
+    ]
+    if config.critic_optimizer is not None:
+        critic = TrainableSpec(
+            name="critic",
+            kind="value",
+            model_folder=model_folder,
+            optimizer=config.critic_optimizer,
+            training=training,
+            total_steps=steps,
+            seed=0,
+            layers=1,
+        )
+        specs.append(critic)
+    roles = start_roles(specs)
     return PPORoles(
         policy=roles["policy"],
-        critic=roles["critic"],
+        critic=roles.get("critic"),
         reference=roles["reference"],
         reward_model=CountingScorer(),
         generator=roles["generator"],

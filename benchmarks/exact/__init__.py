@@ -1,0 +1,1 @@
+"""Tasks small enough to enumerate, on which every method's optimum is known exactly."""
