@@ -87,7 +87,7 @@ def compare_with_run(config: PipelineConfig, machines: Machines, folder: Path) -
     shape = shape_of_source(config.model.source)
     if shape is None:
         raise StoreError(f"the shape of `model.source` {config.model.source!r} is not known")
-    requests = stage_requests(config, shape, seen_lengths(lengths))
+    requests = stage_requests(config, shape, seen_lengths(config, lengths))
     stages = [plan_stage(request, config.cluster, machines) for request in requests]
     memories = [fit.memory for stage in stages for fit in stage.roles]
     ppo = requests[-1]
@@ -119,7 +119,7 @@ def print_check(console: Console, check: PlanCheck) -> None:
         table.add_column(heading, justify="right")
     for unit, comparisons in (
         ("GiB above idle", check.memory),
-        ("share of a step", check.shares),
+        ("share", check.shares),
         ("s", (check.step,)),
     ):
         for c in comparisons:
@@ -142,7 +142,7 @@ def _memory(memories: Sequence[RoleMemory], peaks: Mapping[str, float]) -> list[
             largest[memory.role] = memory
     return [
         Comparison(
-            name=f"{role} rank {rank}",
+            name=f"{role}-{rank}",
             predicted=(memory.needed - memory.overhead) / GIB,
             measured=peaks[f"{role}-{rank}"] - memory.overhead / GIB,
             tolerance=MEMORY_TOLERANCE,

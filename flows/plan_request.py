@@ -1,6 +1,6 @@
 """What a configuration asks of the machines: each stage's roles, model shapes and batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from flows.stages.ppo import ppo_role_specs
 
 STARTER_PROMPT_TOKENS = 16.0
 """Mean of the starter prompts with SmolLM2's tokenizer and ChatML (12 to 21)."""
+STARTER_DEMONSTRATION_TOKENS = 25
+"""Longest of the starter demonstrations with SmolLM2's tokenizer."""
 USUAL_SHARE = 0.5
 """Mean length over the limit, where nothing is known about the data."""
 _NO_FOLDER = Path("model")
@@ -21,10 +23,11 @@ _NO_FOLDER = Path("model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Tokens: limits of prompt and PPO response, which memory must serve, and means for time."""
+    """Tokens: limits of prompt, PPO response and demonstration, for memory; means, for time."""
 
     longest_prompt: int
     longest_response: int
+    longest_demonstration: int
     mean_prompt: float
     mean_response: float
 
@@ -39,6 +42,7 @@ def lengths_of(
     return Lengths(
         longest_prompt=limit,
         longest_response=config.ppo.max_response_tokens,
+        longest_demonstration=config.data.max_response_tokens,
         mean_prompt=guessed if prompt is None else prompt,
         mean_response=USUAL_SHARE * config.ppo.max_response_tokens
         if response is None
@@ -46,14 +50,17 @@ def lengths_of(
     )
 
 
-def seen_lengths(lengths: Lengths) -> Lengths:
-    """The same means with the longest rows a batch is likely to hold in place of the limits."""
-    likely = ceil(lengths.mean_prompt * 4 / 3)
-    return Lengths(
-        longest_prompt=min(likely, lengths.longest_prompt),
-        longest_response=lengths.longest_response,
-        mean_prompt=lengths.mean_prompt,
-        mean_response=lengths.mean_response,
+def seen_lengths(config: PipelineConfig, lengths: Lengths) -> Lengths:
+    """What batches are likely to hold in place of the limits: mean prompts, as the longest prompt
+    and the longest response seldom meet in one row.
+    """
+    demonstration = lengths.longest_demonstration
+    if config.data.source == "starter":
+        demonstration = min(demonstration, STARTER_DEMONSTRATION_TOKENS)
+    return replace(
+        lengths,
+        longest_prompt=min(ceil(lengths.mean_prompt), lengths.longest_prompt),
+        longest_demonstration=demonstration,
     )
 
 
@@ -95,7 +102,7 @@ def _sft(config: PipelineConfig, shape: ModelShape, lengths: Lengths) -> StageRe
     batch = BatchSizes(
         rows=config.sft.sequences_per_minibatch,
         prompt_tokens=lengths.longest_prompt,
-        response_tokens=config.data.max_response_tokens,
+        response_tokens=lengths.longest_demonstration,
     )
     return _request("sft", [spec], shape, shape, {"sft": batch})
 
@@ -118,7 +125,7 @@ def _reward_model(config: PipelineConfig, shape: ModelShape, lengths: Lengths) -
     batch = BatchSizes(
         rows=settings.groups_per_minibatch * ranked,
         prompt_tokens=lengths.longest_prompt,
-        response_tokens=config.data.max_response_tokens
+        response_tokens=lengths.longest_demonstration
         if imported
         else candidates.max_response_tokens,
     )

@@ -14,7 +14,7 @@ from alignment.config import ClusterConfig
 from alignment.planning.machines import Machines
 from alignment.planning.plan import StagePlan, StageRequest, plan_stage
 from alignment.planning.step_time import StepWork, phase_seconds
-from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 _MICROBATCH_SHARES = (1, 2, 4)
 _ENGINE_GPUS = (1, 2, 4, 8)
@@ -114,7 +114,7 @@ def _alternative(
     return Alternative(
         settings=settings,
         step_s=sum(seconds.values()),
-        gpus=sum(s.resources.ranks * s.resources.gpus_per_rank for s in request.specs),
+        gpus=sum(_gpus_of(spec) for spec in request.specs),
         plan=plan,
     )
 
@@ -192,15 +192,19 @@ def _option(
 ) -> _Option | None:
     """None if the role alone does not fit its GPUs."""
     alone = replace(request, specs=(spec,))
-    if plan_stage(alone, cluster, machines).verdict == "too large":
+    if shares_with(spec) is None and plan_stage(alone, cluster, machines).verdict == "too large":
         return None
     seconds = phase_seconds((spec,), request.shapes, work, machines, threads=cluster.threads)
-    resources = spec.resources
     return _Option(
         spec=spec,
-        gpus=resources.ranks * resources.gpus_per_rank,
+        gpus=_gpus_of(spec),
         seconds=sum(seconds.values()),
     )
+
+
+def _gpus_of(spec: RoleSpec) -> int:
+    own = shares_with(spec) is None
+    return spec.resources.ranks * spec.resources.gpus_per_rank if own else 0
 
 
 def _resources(spec: RoleSpec, machines: Machines, place: str) -> Iterator[RoleSpec]:
@@ -212,6 +216,9 @@ def _resources(spec: RoleSpec, machines: Machines, place: str) -> Iterator[RoleS
     bound = isinstance(spec, GeneratorSpec) or (
         isinstance(spec, TrainableSpec) and spec.kind == "language"
     )
+    if shares_with(spec) is not None:
+        yield spec
+        return
     if place == "cpu" or not bound:
         yield _with_resources(spec, 1, 0)
     if place == "cpu":

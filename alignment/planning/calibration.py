@@ -29,8 +29,6 @@ GRAPHS_AND_PROFILE_BYTES = 2 * GIB
 HEAP_SLACK = 1.15
 """Measured: resident memory of a training step on CPU over the tensors that live at its peak
 (1.06 to 1.19, glibc told to keep freed pages, see alignment/cluster/processes.py)."""
-SYNC_BUCKET_BYTES = 256 * MIB
-"""Read: BUCKET_BYTES in alignment/cluster/weights.py."""
 LOADS_WHOLE_MODEL_ON_DEVICE = True
 """Read: alignment/cluster/trainable.py moves the whole float32 model to the rank's device before
 DeepSpeed shards it, at every ZeRO stage. False once ZeRO 3 starts from sharded weights."""
@@ -82,15 +80,14 @@ CPU_MEMORY_BANDWIDTH = 20e9
 """Estimate, bytes a second of the whole machine."""
 
 CPU_SPEED = Speed(
-    # Fitted to one quickstart step on the reference machine, 32 responses, 2026-11: update_policy
-    # 15 s, update_critic 6 s, generate 7.5 s, old_logprobs 4.4 s, reference_logprobs 3.4 s,
-    # sync 1.1 s.
-    train_share=0.75,
+    # Fitted to the quickstart's PPO steps on the reference machine, 2026-11-24, beside other work:
+    # median step 44.7 s, shares of its phases in tests/planning/test_step_time.py.
+    train_share=0.67,
     forward_share=0.90,
     prefill_share=0.80,
-    decode_share=0.50,
+    decode_share=0.55,
     memory_share=0.50,
-    decode_step_s=0.04,
+    decode_step_s=0.015,
     sync_bytes_per_s=0.55e9,
     sync_s=0.1,
     collective_bytes_per_s=1e9,

@@ -104,6 +104,25 @@ def parameters_of(spec: RoleSpec, shape: ModelShape) -> int:
     return shape.parameters
 
 
+def adapter_parameters(spec: TrainableSpec, shape: ModelShape) -> int:
+    """Numbers of the role's LoRA adapters, r (inputs + outputs) a layer; 0 without LoRA."""
+    lora = spec.training.lora
+    if lora is None:
+        return 0
+    hidden, query, kv, inner = shape.hidden, shape.query_width, shape.kv_width, shape.intermediate
+    sides = {
+        "q_proj": hidden + query,
+        "k_proj": hidden + kv,
+        "v_proj": hidden + kv,
+        "o_proj": query + hidden,
+        "gate_proj": hidden + inner,
+        "up_proj": hidden + inner,
+        "down_proj": inner + hidden,
+    }
+    chosen = sides if lora.targets is None else [name for name in sides if name in lora.targets]
+    return shape.layers * lora.r * sum(sides[name] for name in chosen)
+
+
 def microbatch_tokens(batch: BatchSizes, *, budget: int, ranks: int) -> int:
     """Padded tokens of the largest microbatch: the budget, less if a rank has fewer rows."""
     rows = -(-batch.rows // ranks)
@@ -132,20 +151,23 @@ def _trainable(
 ) -> RoleMemory:
     training, ranks = spec.training, spec.resources.ranks
     stage, numbers = training.zero_stage, parameters_of(spec, shape)
-    share = -(-numbers // ranks)
+    updated = adapter_parameters(spec, shape) or numbers
+    share, updated_share = -(-numbers // ranks), -(-updated // ranks)
     tokens = microbatch_tokens(batch, budget=training.tokens_per_microbatch, ranks=ranks)
     one_layer = saved_activations(shape, tokens, training.precision)
     kept = shape.layers * (4 * shape.hidden * tokens)
     activations = kept + one_layer if training.gradient_checkpointing else shape.layers * one_layer
-    temporary = 4 * shape.vocabulary_matrix  # the dense gradient of the embedding
+    # the dense gradients of embedding and head
+    matrices = (2 if spec.kind == "language" else 1) if training.lora is None else 0
+    temporary = 4 * matrices * shape.vocabulary_matrix
     if spec.kind == "language":
         activations += vocabulary_chunk(shape, batch, tokens)
-        temporary += 4 * shape.vocabulary_matrix
-    weights = 4 * (share if stage == 3 else numbers)
-    gradients = 4 * (share if stage >= 2 else numbers)
-    master = share if stage in (1, 2) else 0  # DeepSpeed copies its share of the weights
-    optimizer = 4 * ((2 * share if stage else 2 * numbers) + master)
-    buffers = temporary + 4 * _collective_numbers(stage, numbers, ranks)
+    adapters = updated if training.lora else 0
+    weights = 4 * (share if stage == 3 else numbers) + 4 * adapters
+    gradients = 4 * (updated_share if stage >= 2 else updated)
+    master = updated_share if stage in (1, 2) else 0  # DeepSpeed copies what it updates
+    optimizer = 4 * ((2 * updated_share if stage else 2 * updated) + master)
+    buffers = temporary + 4 * _collective_numbers(stage, numbers, updated, ranks)
     buffers += 2 * numbers if training.precision == "bfloat16" else 0
     on_gpu = bool(spec.resources.gpus_per_rank)
     published = 2 * numbers if publishes and not on_gpu else 0  # half of a copy: two map it
@@ -168,11 +190,11 @@ def _trainable(
     )
 
 
-def _collective_numbers(stage: int, numbers: int, ranks: int) -> int:
+def _collective_numbers(stage: int, numbers: int, updated: int, ranks: int) -> int:
     """Float32 numbers in DeepSpeed's buckets; ZeRO 3 also holds weights it has gathered."""
     if ranks == 1:
         return 0
-    bucket = min(known.REDUCE_BUCKET_NUMBERS, numbers)
+    bucket = min(known.REDUCE_BUCKET_NUMBERS, updated)
     return min(known.LIVE_PARAMETERS, numbers) + 2 * bucket if stage == 3 else bucket
 
 
@@ -204,9 +226,8 @@ def _generator_on_cpu(
     """A tied head is packed apart from the embedding; see `publishes` for what updates add."""
     weights = _bytes_of(spec.precision) * shape.parameters
     buffers = _bytes_of(spec.precision) * shape.vocabulary_matrix if shape.tied else 0
-    if publishes:  # the copy an update leaves, half of the object store's, and a bucket of it
+    if publishes:  # the copy an update leaves, and half of the one in Ray's object store
         buffers += weights + 2 * shape.parameters
-        buffers += min(known.SYNC_BUCKET_BYTES, 4 * shape.parameters)
     cache = cluster.kv_cache_gib * known.GIB
     return RoleMemory(
         role=spec.name,

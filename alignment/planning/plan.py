@@ -11,7 +11,7 @@ from alignment.planning.machines import GIB, Machines, Node
 from alignment.planning.memory import BatchSizes, RoleMemory, role_memory
 from alignment.planning.model_shapes import ModelShape
 from alignment.planning.placement import assign_nodes, plan_placement
-from alignment.role_specs import GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.role_specs import GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 Verdict = Literal["fits", "tight", "too large"]
 TIGHT_SHARE = 0.9
@@ -80,7 +80,7 @@ def plan_stage(request: StageRequest, cluster: ClusterConfig, machines: Machines
             publishes=publishes,
         )
         for spec in request.specs
-        if not (spec.resources.gpus_per_rank and machines.gpu is None)
+        if shares_with(spec) is None and not (spec.resources.gpus_per_rank and machines.gpu is None)
     }
     roles = tuple(_role_fit(memory, cluster, machines) for memory in memories.values())
     try:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from alignment.planning import calibration as known
 from alignment.planning.calibration import Speed
 from alignment.planning.machines import Machines
-from alignment.planning.memory import parameters_of
+from alignment.planning.memory import adapter_parameters, parameters_of
 from alignment.planning.model_shapes import ModelShape
-from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,10 @@ def phase_seconds(
 ) -> dict[str, float]:
     """Seconds of each phase that the given roles have, in the order of a step."""
     seconds: dict[str, float] = {}
+    by_name = {spec.name: spec for spec in specs}
     for spec in specs:
-        on = processors_of(spec, machines, threads=threads)
+        host = by_name.get(shares_with(spec) or "", spec)
+        on = processors_of(host, machines, threads=threads)
         shape = shapes[spec.name]
         if isinstance(spec, GeneratorSpec):
             seconds["generate"] = generate_seconds(spec, shape, work, on)
@@ -147,7 +149,9 @@ def forward_seconds(
 def update_seconds(spec: TrainableSpec, shape: ModelShape, work: StepWork, on: Processors) -> float:
     """All minibatches of a step: forward, backward, ZeRO's traffic, AdamW."""
     numbers, training = parameters_of(spec, shape), spec.training
-    passes = 4.0 if training.gradient_checkpointing else 3.0
+    # LoRA needs no gradients of the base's weights, one of the three.
+    passes = (4.0 if training.gradient_checkpointing else 3.0) - (training.lora is not None)
+    updated = adapter_parameters(spec, shape) or numbers
     operations = passes * work.epochs * _pass_flops(spec, shape, work, on.speed)
     seconds = operations / (on.flops * on.speed.train_share)
     per_minibatch = _microbatches(spec, work, on, sequences=work.sequences_per_minibatch)
@@ -155,7 +159,7 @@ def update_seconds(spec: TrainableSpec, shape: ModelShape, work: StepWork, on: P
     # section 7); at stage 0 and 1 gradients travel once a minibatch.
     exchanges = {0: 2.0, 1: 2.0, 2: 1.0 + per_minibatch, 3: 3.0 * per_minibatch}
     exchange = exchanges[training.zero_stage] * _collective_seconds(numbers, on)
-    owned = numbers / on.ranks if training.zero_stage else numbers
+    owned = updated / on.ranks if training.zero_stage else updated
     # AdamW reads weight, gradient and two moments, and writes three of them: 28 bytes.
     adam = 28.0 * owned / (on.bandwidth * on.speed.memory_share)
     return seconds + work.minibatches * (exchange + adam + on.speed.call_s)

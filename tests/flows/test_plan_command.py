@@ -175,8 +175,8 @@ def test_against_a_run_that_recorded_memory_and_phases(tmp_path, capsys):
     check = json.loads(capsys.readouterr().out)
     assert set(check) == {"run", "memory_above_idle_gib", "phase_shares", "step_s"}
     by_name = {c["name"]: c for c in check["memory_above_idle_gib"]}
-    assert set(by_name) == {"policy rank 0", "reference rank 0"}
-    assert not by_name["reference rank 0"]["within"]
+    assert set(by_name) == {"policy-0", "reference-0"}
+    assert not by_name["reference-0"]["within"]
     shares = {c["name"]: c for c in check["phase_shares"]}
     assert set(shares) == {"generate", "update_policy"}
     assert shares["update_policy"]["measured"] == pytest.approx(10 / 11)

@@ -53,6 +53,20 @@ def test_bfloat16_keeps_a_copy_of_every_weight():
     assert mixed.weights == plain.weights
 
 
+def test_lora_updates_its_adapters_only():
+    """r 16 on all seven matrices of 30 layers: 16 x 30 x (4x576 + 2x192 + 3x(576 + 1536) + 2x576)
+    numbers; q alone: 16 x 30 x (576 + 576).
+    """
+    lora = {"r": 16}
+    role = memory(trained(lora=lora), SMOL, gpu=None)
+    numbers = 16 * 30 * (6 * 576 + 2 * 192 + 3 * 2112)
+    assert role.gradients == 4 * numbers
+    assert role.optimizer == 8 * numbers
+    assert role.weights == 4 * (134_515_008 + numbers)
+    small = memory(trained(lora=lora | {"targets": ["q_proj"]}), SMOL, gpu=None)
+    assert small.gradients == 4 * 16 * 30 * 1152
+
+
 def test_activations_by_hand():
     """One row of 112 tokens in SmolLM2: 30 layers x (24x576 + 8x576 + 8x192 + 16x1536 + 9x4 + 8)
     bytes a token, and 48 responses x 49152 x 4 bytes x 4 copies of the vocabulary's numbers.
@@ -95,8 +109,8 @@ def test_an_engine_on_cpu_holds_its_cache_from_the_start():
     role = memory(engine(), SMOL, gpu=None, kv_cache_gib=3)
     assert role.kv_cache == 3 * GIB
     assert role.weights == 4 * 134_515_008
-    # the tied head's packed copy, an update's copy, half of the object store's, one bucket of it
-    assert role.buffers == 4 * 49152 * 576 + 6 * 134_515_008 + 256 * 2**20
+    # the tied head's packed copy, an update's copy, half of the object store's
+    assert role.buffers == 4 * 49152 * 576 + 6 * 134_515_008
     alone = memory(engine(), SMOL, gpu=None, kv_cache_gib=3, publishes=False)
     assert alone.buffers == 4 * 49152 * 576
 

@@ -120,6 +120,20 @@ def test_alternatives_really_fit(name, gpus, kind):
     assert [a.gpus for a in found] == sorted((a.gpus for a in found), reverse=True)
 
 
+def test_a_reference_in_the_policy_s_processes_takes_nothing_of_its_own():
+    request = ppo_request(SMOL, lora={"r": 8})
+    shared = replace(frozen(), adapter_off="policy")
+    specs = tuple(shared if s.name == "reference" else s for s in request.specs)
+    plan = plan_stage(replace(request, specs=specs), ClusterConfig(), machines())
+    assert "reference" not in plan.nodes[0].roles
+    assert {fit.memory.role for fit in plan.roles} == {s.name for s in specs} - {"reference"}
+    where = machines(gpus=8)
+    for found in alternatives(
+        replace(request, specs=specs), ClusterConfig(), WORK, where, section="ppo"
+    ):
+        assert not any(key.startswith("cluster.reference") for key in found.settings)
+
+
 def test_nothing_is_proposed_where_nothing_fits():
     request = ppo_request(KNOWN_SHAPES["llama-2-70b"], LONG, gpus=1, precision="bfloat16")
     where = machines(gpus=8, nodes=8)
