@@ -18,6 +18,11 @@ from alignment.ppo_config import AdaptiveKLConfig as AdaptiveKLConfig
 from alignment.ppo_config import PPOConfig as PPOConfig
 from alignment.ppo_config import PretrainingMixConfig as PretrainingMixConfig
 from alignment.ppo_config import SamplerCorrectionConfig as SamplerCorrectionConfig
+from alignment.reward_config import FunctionConfig as FunctionConfig
+from alignment.reward_config import HeldoutConfig as HeldoutConfig
+from alignment.reward_config import HttpConfig as HttpConfig
+from alignment.reward_config import MonitorsConfig as MonitorsConfig
+from alignment.reward_config import RewardConfig as RewardConfig
 from alignment.settings import Count as Count
 from alignment.settings import Fraction as Fraction
 from alignment.settings import LoRAConfig as LoRAConfig
@@ -38,6 +43,27 @@ class RunConfig(Settings):
     """Folder of finished stages, shared by all runs."""
     runs: Path = Path("runs")
     """Folder with one sub-folder a run: metrics, summary and report."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Where each step's metrics go besides the run's own JSON lines; their clients are extra."""
+    mlflow_tracking_uri: str | None = None
+    """Absent: `mlflow.db` in the folder of runs."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """`offline` keeps everything in the run's folder; `online` sends it to Weights & Biases."""
+
+    @model_validator(mode="after")
+    def _logger_settings_have_an_effect(self) -> "RunConfig":
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"`run.loggers` names one twice: {', '.join(self.loggers)}")
+        if self.mlflow_tracking_uri is not None and "mlflow" not in self.loggers:
+            raise ValueError('`run.mlflow_tracking_uri` needs "mlflow" in `run.loggers`')
+        if "@" in (self.mlflow_tracking_uri or ""):
+            raise ValueError(
+                "`run.mlflow_tracking_uri` holds a user name or password, and settings are stored "
+                "with the run: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        if self.wandb_mode == "online" and "wandb" not in self.loggers:
+            raise ValueError('`run.wandb_mode = "online"` needs "wandb" in `run.loggers`')
+        return self
 
 
 class ModelConfig(Settings):
@@ -159,6 +185,8 @@ class RewardModelConfig(TrainingConfig):
     """Prompts a step; all comparisons among a prompt's responses stay together."""
     layers: Count | None = None
     """Use only the first this many transformer layers; all if absent."""
+    heads: Count = 1
+    """2 or more: an ensemble on one trunk, each head trained on its own draw of the prompts."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_steps=3)
     folds: Annotated[int, Field(ge=2)] | None = None
     """Also train this many models on complements for cross-validated accuracy; none if absent."""
@@ -197,6 +225,9 @@ class ClusterConfig(Settings):
     policy: RoleResources = RoleResources()
     critic: RoleResources = RoleResources()
     reference: RoleResources = RoleResources()
+    reference_shares_policy: bool = True
+    """With `ppo.lora`, the policy's own processes answer as the reference, adapters off; false
+    gives the reference the processes of `cluster.reference`, as without LoRA."""
     reward_model: RoleResources = RoleResources()
     generator: RoleResources = RoleResources()
     generator_precision: Precision = "float32"
@@ -218,9 +249,16 @@ class PipelineConfig(Settings):
     candidates: CandidatesConfig = CandidatesConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
+    monitors: MonitorsConfig = MonitorsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def ppo_asks_reward_model(self) -> bool:
+        """Whether a reward model scores during PPO: as a source of the reward, or as a monitor."""
+        return self.reward.trained is not None or self.monitors.heldout is not None
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "PipelineConfig":
@@ -236,7 +274,39 @@ class PipelineConfig(Settings):
                 f'"{self.preferences.source}"`, which ranks anew: remove it, or set the source to '
                 '"imported"'
             )
+        problems = _reward_problems(self) + _lora_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+
+def _reward_problems(config: PipelineConfig) -> list[str]:
+    """Settings of the reward that the rest of the run leaves without effect."""
+    reward, problems = config.reward, []
+    own = reward.trained is not None and reward.trained.folder is None
+    penalty = reward.trained.disagreement_penalty if reward.trained else 0.0
+    if own and penalty and config.reward_model.heads == 1:
+        problems.append(
+            f"`reward.trained.disagreement_penalty` (seen: {penalty}) needs heads that can "
+            "disagree: set `reward_model.heads` to 2 or more"
+        )
+    if reward.critic_start is not None and not config.ppo.has_critic:
+        problems.append(
+            f'`reward.critic_start` has no effect with `ppo.method = "{config.ppo.method}"`, '
+            "which has no critic: remove it"
+        )
+    return problems
+
+
+def _lora_problems(config: PipelineConfig) -> list[str]:
+    """A reference with processes of its own that would never be asked."""
+    shared = config.ppo.lora is not None and config.cluster.reference_shares_policy
+    if not shared or config.cluster.reference == RoleResources():
+        return []
+    return [
+        "`cluster.reference` has no effect with `ppo.lora`, where the policy's processes answer as "
+        "the reference: remove it, or set `cluster.reference_shares_policy` to false"
+    ]
 
 
 def load_config(paths: Sequence[Path], overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -307,6 +377,8 @@ def _explain(error: ValidationError, where: str) -> str:
 def _siblings(location: tuple[int | str, ...]) -> str:
     model: Any = PipelineConfig
     for part in location[:-1]:
+        if part not in model.model_fields:
+            continue  # the name a user gave to an entry of a table
         annotation = model.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

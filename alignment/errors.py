@@ -5,6 +5,7 @@ AlignmentError
 ├── DataError(ValueError)           a file or record cannot be used; names file, line and field
 ├── ModelError(ValueError)          a model folder is missing, damaged or lacks what is needed
 ├── NumericsError(ArithmeticError)  a loss, reward or gradient is not finite, or a budget broke
+├── RewardError(RuntimeError)        a source of the reward failed or gave no usable scores
 ├── CheckpointError(RuntimeError)   a checkpoint lacks a part or belongs to another stage version
 ├── StoreError(RuntimeError)        the artifact store is locked, damaged or of another schema
 ├── LabelError(ValueError)          a label request the label service must refuse
@@ -33,6 +34,10 @@ class ModelError(AlignmentError, ValueError):
 
 class NumericsError(AlignmentError, ArithmeticError):
     """A loss, reward or gradient is not finite, or a KL budget is broken."""
+
+
+class RewardError(AlignmentError, RuntimeError):
+    """A source of the reward did not answer, or not with one finite score a response."""
 
 
 class CheckpointError(AlignmentError, RuntimeError):

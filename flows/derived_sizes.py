@@ -65,9 +65,10 @@ def _processes(config: PipelineConfig) -> tuple[str, str]:
     roles: list[RoleResources] = [
         cluster.policy,
         cluster.reference,
-        cluster.reward_model,
         cluster.generator,
     ]
+    if config.ppo_asks_reward_model:
+        roles.append(cluster.reward_model)
     if config.ppo.has_critic:
         roles.append(cluster.critic)
     processes = sum(role.ranks for role in roles)

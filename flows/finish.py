@@ -9,6 +9,7 @@ from typing import Any
 from alignment.evaluation.policy_comparison import PolicyComparison
 from alignment.evaluation.result import EvaluationResult, read_evaluation
 from alignment.statistics.bootstrap import Interval
+from flows.alarms import SUSPICIOUS_NAME
 from flows.manifest import Artifact
 from flows.metrics_log import read_metrics
 from flows.run_context import ACTORS, RunContext
@@ -37,6 +38,8 @@ def finish_run(run: RunContext, stages: Sequence[Artifact]) -> RunOutcome:
     by_name = {artifact.stage: artifact for artifact in stages}
     for name in (RESULT, SAMPLES):
         shutil.copyfile(by_name["evaluation"].path(name), run.record.folder / name)
+    if SUSPICIOUS_NAME in by_name["ppo"].outputs:
+        shutil.copyfile(by_name["ppo"].path(SUSPICIOUS_NAME), run.record.folder / SUSPICIOUS_NAME)
     result = read_evaluation(run.record.folder / RESULT)
     if len(run.reused) < len(stages) or not (run.record.folder / SUMMARY_NAME).exists():
         write_summary(run.record.folder, _summary(run, stages, result))
@@ -165,7 +168,11 @@ def _checks(
         ),
     }
     if run.config.cluster.backend == "ray":
-        roles = [role for role in PPO_ROLES if role != "critic" or run.config.ppo.has_critic]
+        asked = {
+            "critic": run.config.ppo.has_critic,
+            "reward_model": run.config.ppo_asks_reward_model,
+        }
+        roles = [role for role in PPO_ROLES if asked.get(role, True)]
         checks["roles_in_processes_of_their_own"] = Check(
             passed=len(pids) >= len(roles),
             detail=f"{len(pids)} processes held the {len(roles)} roles",

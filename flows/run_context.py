@@ -8,6 +8,7 @@ from typing import Any
 from alignment.config import PipelineConfig
 from alignment.seeds import derive_seed
 from flows.engines import Engines
+from flows.loggers import Loggers
 from flows.manifest import Artifact, InputReference, StageRequest
 from flows.memory import MemorySampler
 from flows.progress import Progress
@@ -41,6 +42,7 @@ class RunContext:
     clock: WorkClock
     memory: MemorySampler
     progress: Progress
+    loggers: Loggers
     reused: list[str] = field(default_factory=list)
 
     def seed(self, stage: str) -> int:
@@ -85,6 +87,11 @@ class RunContext:
             self.record.finish_stage(artifact, reused=False)
             return artifact
 
+    def warn(self, text: str) -> None:
+        """Say what a reader of the result should know, and keep it in the run's record."""
+        self.progress.say(f"warning: {text}")
+        self.record.warn(text)
+
     def sink(self, stage: str, total_steps: int) -> "ProgressSink":
         """A metric sink that writes to the run's folder and moves the stage's progress line."""
         return ProgressSink(self, stage, total_steps)
@@ -114,12 +121,15 @@ class ProgressSink:
 
     def __init__(self, context: RunContext, stage: str, total_steps: int) -> None:
         self._metrics = context.record.metrics(stage)
+        self._loggers = context.loggers
+        self._series = f"{stage}-{context.record.file.stages[stage].key[:8]}"
         self._progress = context.progress
         self._total = total_steps
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics."""
         self._metrics.record(step, metrics)
+        self._loggers.record(self._series, step, metrics)
         shown = {name.split("/")[-1]: metrics[name] for name in metrics if name in SHOWN}
         self._progress.advance(step, self._total, "step", **shown)
 

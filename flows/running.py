@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from alignment.config import PipelineConfig
 from flows.engines import Engines
+from flows.loggers import Loggers
 from flows.memory import MemorySampler
 from flows.progress import Progress
 from flows.run_context import RunContext
@@ -25,6 +26,7 @@ def running(config: PipelineConfig, options: RunOptions) -> Iterator[RunContext]
     with ExitStack() as stack:
         clock = WorkClock()
         record = stack.enter_context(open_run(config, options))
+        loggers = stack.enter_context(Loggers(config.run, record.folder))
         memory = stack.enter_context(MemorySampler())
         progress = stack.enter_context(Progress())
         engines = Engines(config.cluster, clock=clock, memory=memory, logs=record.folder / "logs")
@@ -38,6 +40,7 @@ def running(config: PipelineConfig, options: RunOptions) -> Iterator[RunContext]
             clock=clock,
             memory=memory,
             progress=progress,
+            loggers=loggers,
         )
 
 

@@ -49,8 +49,9 @@ def merge_grids(batch: TokenBatch, shards: Sequence[Shard], answers: Sequence[Te
 
 
 def merge_rows(batch: TokenBatch, shards: Sequence[Shard], answers: Sequence[Tensor]) -> Tensor:
-    """Per-sequence answers [b] of each shard as one float32 [B]."""
-    merged = torch.zeros(len(batch.token_ids))
+    """Per-sequence answers [b] of each shard as one float32 [B]; [b, heads] as [B, heads]."""
+    per_row = max((answer.shape[1:] for answer in answers), key=len)
+    merged = torch.zeros(len(batch.token_ids), *per_row)
     for shard, answer in zip(shards, answers, strict=True):
         if shard.rows:
             merged[list(shard.rows)] = answer

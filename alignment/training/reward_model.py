@@ -7,6 +7,9 @@ minibatches of whole groups; for each minibatch,
 2. stop if the loss is not finite, before the weights move;
 3. step, and record.
 
+With `heads` of 2 or more the model is an ensemble on one trunk: each head learns from its own
+draw of the prompts with replacement, and the loss is the mean over heads.
+
 The target of a pair is the share of labelers that preferred its first response, ties counting
 one half, so disagreement is learned as uncertainty. The mean runs over the pairs of the whole
 minibatch. Not here: a margin from preference strength, centring (the stage normalises scores
@@ -14,13 +17,24 @@ after training).
 """
 
 import time
+from functools import partial
+
+from torch import Tensor
 
 from alignment.config import RewardModelConfig
 from alignment.data.batching import minibatch_order
 from alignment.experience import PreferenceBatch, select_rows
+from alignment.objectives.ensembles import bootstrap_counts
 from alignment.objectives.preference_losses import preference_group_loss
+from alignment.seeds import derive_seed
 from alignment.training.guards import require_finite
-from alignment.training.roles import LossSums, MetricSink, RewardModelTrainable, ValueOutputs
+from alignment.training.roles import (
+    Loss,
+    LossSums,
+    MetricSink,
+    RewardModelTrainable,
+    ValueOutputs,
+)
 
 
 def train_reward_model(
@@ -37,13 +51,14 @@ def train_reward_model(
         config: epochs and minibatch size.
         model: a value model with an optimiser.
         comparisons: one row a response, [N, T]; groups numbered from 0.
-        seed: decides the order of the groups.
+        seed: decides the order of the groups, and each head's draw of them.
         metrics: gets one record an optimiser step.
 
     Raises:
         NumericsError: a loss or gradient norm is not finite; the weights are as before that step.
     """
     rows_of_group = _rows_by_group(comparisons)
+    loss = reward_model_objective(config, num_groups=len(rows_of_group), seed=seed)
     step = 0
     for epoch in range(config.epochs):
         order = minibatch_order(
@@ -54,7 +69,7 @@ def train_reward_model(
             rows = [row for group in groups for row in rows_of_group[group]]
             minibatch = select_rows(comparisons, rows)
             pair_weight = float(minibatch.pair_weight.sum())
-            sums = model.forward_backward(minibatch, reward_model_loss, denominator=pair_weight)
+            sums = model.forward_backward(minibatch, loss, denominator=pair_weight)
             require_finite("reward-model loss", sums["loss"], step=step)
             report = model.step()
             require_finite("reward-model gradient norm", report.gradient_norm, step=step)
@@ -70,6 +85,38 @@ def train_reward_model(
                     "reward_model/tokens_per_s": tokens / (time.perf_counter() - started),
                 },
             )
+
+
+def reward_model_objective(config: RewardModelConfig, *, num_groups: int, seed: int) -> Loss:
+    """The loss of one head, or of an ensemble with its draws of the groups 0..num_groups - 1."""
+    if config.heads == 1:
+        return reward_model_loss
+    draws = bootstrap_counts(num_groups, config.heads, seed=derive_seed(seed, "heads"))
+    return partial(ensemble_loss, draws=draws)
+
+
+def ensemble_loss(outputs: ValueOutputs, batch: PreferenceBatch, *, draws: Tensor) -> LossSums:
+    """Mean over heads of the loss, a group counting as often as the head drew it.
+
+    draws: int64 [P, heads], from `bootstrap_counts`. Accuracy is that of the heads' mean over all
+    groups.
+    """
+    times = draws.to(batch.group.device)[batch.group].float()
+    scores = outputs.scores
+    loss = scores.new_zeros(())
+    for head in range(scores.shape[1]):
+        loss = (
+            loss
+            + preference_group_loss(
+                scores[:, head],
+                group=batch.group,
+                member=batch.member,
+                preference=batch.preference,
+                pair_weight=batch.pair_weight * times[:, head : head + 1],
+            ).loss
+        )
+    mean = ValueOutputs(new_values=outputs.new_values, scores=scores.detach().mean(1))
+    return LossSums(loss=loss / scores.shape[1], metrics=reward_model_loss(mean, batch).metrics)
 
 
 def reward_model_loss(outputs: ValueOutputs, batch: PreferenceBatch) -> LossSums:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignment.metrics import METRICS
+from alignment.metrics import SCORE_OF
+from alignment.metrics import metric as declared
 from flows.report.charts import Limit, curve
 from flows.report.inputs import ReportInputs
 from flows.report.markup import Html, section, tag
@@ -26,6 +27,10 @@ _SHOWN: dict[str, tuple[str, ...]] = {
         "ppo/value_loss",
         "ppo/response_tokens_mean",
         "ppo/eos_rate",
+        "ppo/repetition_mean",
+        "ppo/disagreement_mean",
+        "ppo/heldout_score_mean",
+        "ppo/heldout_judge_mean",
         "ppo/sampler_gap_max",
         "ppo/gradient_norm",
         "ppo/learning_rate",
@@ -45,7 +50,10 @@ _TITLES = {
 
 def curves_section(inputs: ReportInputs) -> Html | None:
     """All curves of the stages that have recorded something."""
-    groups = [_group(stage, names, inputs) for stage, names in _SHOWN.items()]
+    groups = [
+        _group(stage, (*names, *_reward_sources(inputs.metrics[stage])), inputs)
+        for stage, names in _SHOWN.items()
+    ]
     if not any(groups):
         return None
     return section(
@@ -55,6 +63,12 @@ def curves_section(inputs: ReportInputs) -> Html | None:
         "its name is the last value, a dashed line a limit to compare with.",
         *groups,
     )
+
+
+def _reward_sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The mean score by each source where several are summed; one alone is the score itself."""
+    names = sorted({name for row in rows for name in row if name.startswith(SCORE_OF)})
+    return names if len(names) > 1 else []
 
 
 def _group(stage: str, names: Sequence[str], inputs: ReportInputs) -> Html | None:
@@ -74,7 +88,7 @@ def _group(stage: str, names: Sequence[str], inputs: ReportInputs) -> Html | Non
 
 
 def _plot(name: str, rows: Sequence[Mapping[str, Any]], limit: Limit | None) -> Html:
-    metric = METRICS[name]
+    metric = declared(name)
     values = [row.get(name) for row in rows]
     known = [value for value in values if value is not None]
     unit = "" if metric.unit == "share" else metric.unit

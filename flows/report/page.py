@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from flows.durable import disk_errors
+from flows.report.alarms import alarms_section
 from flows.report.curves import curves_section
 from flows.report.inputs import ReportInputs, read_inputs
 from flows.report.judges import judges_section
@@ -27,6 +28,7 @@ _SECTIONS = {
     "texts": ("Texts", texts_section),
     "judges": ("Judges", judges_section),
     "curves": ("Curves", curves_section),
+    "alarms": ("Alarms", alarms_section),
     "resources": ("Time, memory", resources_section),
     "reproduce": ("Reproduce", provenance_section),
 }

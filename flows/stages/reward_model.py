@@ -1,5 +1,6 @@
 """reward_model: comparisons to a reward model whose scores mean something, and a gate."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,23 +35,21 @@ def train_reward_model(run: RunContext, sft: Artifact, preferences: Artifact) ->
     config = run.config.reward_model
 
     def work(workspace: StageWorkspace) -> StageResult:
-        from alignment.models.modules import write_normalisation
-
         groups = read_groups(preferences)
         model_folder = sft.path("model")
         seed = workspace.request.seed
         folds = _fold_scores(run, groups, model_folder, seed)
         folder = workspace.output("model")
         scores, batch = _train(run, groups, groups, model_folder, seed, export_to=folder)
-        figures = pair_figures(scores, batch)
+        figures = pair_figures(mean_over_heads(scores), batch)
         if figures["train_accuracy"] < config.minimum_accuracy:
             raise NumericsError(
                 f"the reward model orders {figures['train_accuracy']:.3f} of the training pairs as "
                 f"the labelers did, below `reward_model.minimum_accuracy` {config.minimum_accuracy}"
                 "; train longer, label more, or lower the gate"
             )
-        mean, spread = baseline_of(scores, groups)
-        write_normalisation(folder, mean=mean, scale=1.0 / spread)
+        means, spreads = baseline_of(scores, groups)
+        normalise(folder, means, spreads)
         copy_tokenizer(model_folder, folder)
         outputs = ["model"]
         if folds:
@@ -60,7 +59,12 @@ def train_reward_model(run: RunContext, sft: Artifact, preferences: Artifact) ->
             outputs.append(FOLD_PAIRS)
         return StageResult(
             outputs=tuple(outputs),
-            metrics={**figures, "score_mean": mean, "score_sd": spread, "groups": len(groups)},
+            metrics={
+                **figures,
+                "score_mean": math.fsum(means) / len(means),
+                "score_sd": math.fsum(spreads) / len(spreads),
+                "groups": len(groups),
+            },
         )
 
     request = run.request(
@@ -85,7 +89,10 @@ def _train(
     export_to: Path | None = None,
     metrics: "MetricSink | None" = None,
 ) -> tuple["Tensor", "PreferenceBatch"]:
-    """Train one reward model on `groups`; return raw scores of `scored_groups` and their batch."""
+    """Train one reward model on `groups`; return raw scores of `scored_groups` and their batch.
+
+    Scores are [N], or [N, heads] of an ensemble.
+    """
     from alignment.training import reward_model
 
     config = run.config.reward_model
@@ -100,6 +107,7 @@ def _train(
         seed=seed,
         resources=run.config.cluster.reward_model,
         layers=config.layers,
+        heads=config.heads,
     )
     batch = encode_groups(run.config, groups, model_folder)
     scored = (
@@ -135,7 +143,8 @@ def _fold_scores(
             continue
         sink = _FoldProgress(run, fold, folds)
         scores, batch = _train(run, rest, held, model_folder, seed, metrics=sink)
-        rows += [row | {"fold": fold} for row in _scored_pairs(held, scores, batch)]
+        pairs = _scored_pairs(held, mean_over_heads(scores), batch)
+        rows += [row | {"fold": fold} for row in pairs]
     return rows
 
 
@@ -220,20 +229,42 @@ def pair_figures(scores: "Tensor", batch: "PreferenceBatch") -> dict[str, float]
     }
 
 
-def baseline_of(scores: "Tensor", groups: Sequence[PreferenceGroup]) -> tuple[float, float]:
-    """Mean and spread of the scores of policy samples (imported responses count as such).
+def baseline_of(
+    scores: "Tensor", groups: Sequence[PreferenceGroup]
+) -> tuple[list[float], list[float]]:
+    """Mean and spread, for each head, of its scores of policy samples (imported ones count).
 
     With these the SFT policy scores 0 with spread 1, so the KL coefficient keeps its meaning.
+    Each head has its own: comparisons leave a head's zero open, and different zeros would look
+    like disagreement.
     """
     import torch
 
     flat = [response for group in groups for response in group.responses]
     is_sample = torch.tensor([not response.origin.startswith("probe") for response in flat])
-    own = scores[is_sample]
-    spread = float(own.std())
-    if spread < 1e-6:
+    heads = scores[is_sample].reshape(int(is_sample.sum()), -1).T
+    means = [float(head.mean()) for head in heads.unbind()]
+    spreads = [float(head.std()) for head in heads.unbind()]
+    if min(spreads) < 1e-6:
         raise NumericsError(
-            f"the reward model gives every response the same score (spread {spread:.2e}); PPO has "
-            "nothing to learn from it. Raise the learning rate or check the comparisons"
+            "the reward model gives every response the same score (spread "
+            f"{min(spreads):.2e}); PPO has nothing to learn from it. Raise the learning rate or "
+            "check the comparisons"
         )
-    return float(own.mean()), spread
+    return means, spreads
+
+
+def normalise(folder: Path, means: Sequence[float], spreads: Sequence[float]) -> None:
+    """Have the saved model answer with each head's scores less its mean, over its spread."""
+    from alignment.models.modules import write_normalisation
+
+    scales = [1.0 / spread for spread in spreads]
+    if len(scales) == 1:
+        write_normalisation(folder, mean=means[0], scale=scales[0])
+    else:
+        write_normalisation(folder, mean=list(means), scale=scales)
+
+
+def mean_over_heads(scores: "Tensor") -> "Tensor":
+    """Raw scores [N] as they are; those of an ensemble, [N, heads], as the heads' mean."""
+    return scores if scores.ndim == 1 else scores.mean(1)
