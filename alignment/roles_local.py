@@ -7,6 +7,7 @@ For debugging, unit tests and exact benches. The loops cannot tell these from th
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from alignment.data.chat import end_of_turn_id
 from alignment.errors import CheckpointError
+from alignment.exactness import arithmetic_facts
 from alignment.experience import EncodedPrompt, Rollout, Sampling, TokenBatch, batch_from_rows
 from alignment.models.loading import (
     load_frozen_module,
@@ -23,7 +25,7 @@ from alignment.models.loading import (
     load_trainable_module,
 )
 from alignment.models.modules import LanguageModel, ValueModel
-from alignment.models.optimizer import build_optimizer, build_schedule
+from alignment.models.optimizer import build_optimizer, build_schedule, trained_state_bytes
 from alignment.models.passes import (
     accumulate_gradients,
     logprobs_of,
@@ -89,9 +91,12 @@ class LocalTrainable:
         return {name: weight.clone() for name, weight in self.module.named_weights()}
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Weights, optimiser, schedule and torch's random state."""
+        """Weights (not frozen ones), optimiser, schedule and torch's random state."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: part.state_dict() for name, part in self._parts().items()}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                del state["module"][name]
         torch.save({**state, "torch_rng": torch.get_rng_state()}, folder / CHECKPOINT_FILE)
 
     def load_checkpoint(self, folder: Path) -> None:
@@ -103,8 +108,10 @@ class LocalTrainable:
         missing = [n for n in (*self._parts(), "torch_rng") if n not in state]
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; delete it")
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        is_whole = all(parameter.requires_grad for parameter in self.module.parameters())
+        self.module.load_state_dict(state["module"], strict=is_whole)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["torch_rng"])
 
     def export(self, folder: Path) -> None:
@@ -114,7 +121,8 @@ class LocalTrainable:
 
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
-        return [describe_local(self.spec.name)]
+        facts = describe_local(self.spec.name)
+        return [facts | {"checkpoint_bytes": trained_state_bytes(self.module)}]
 
     def _parts(self) -> dict[str, Any]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
@@ -145,6 +153,17 @@ class LocalFrozen:
 
     def _limits(self) -> dict[str, Any]:
         return {"tokens": self.spec.tokens_per_microbatch, "precision": self.spec.precision}
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRollout:
+    """A rollout that was begun and is there already."""
+
+    rollout: Rollout
+
+    def wait(self) -> Rollout:
+        """The rollout."""
+        return self.rollout
 
 
 class LocalGenerator:
@@ -189,6 +208,12 @@ class LocalGenerator:
             prompt_index=prompt_index(prompts),
             policy_version=torch.full((len(prompts),), self.version),
         )
+
+    def begin(
+        self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
+    ) -> "SampledRollout":
+        """Sample at once: one process has nobody to leave it to."""
+        return SampledRollout(self.generate(prompts, sampling, seeds=seeds))
 
     def load_weights(self, weights: dict[str, Tensor], *, version: int) -> None:
         """Use these weights from now on."""
@@ -246,6 +271,7 @@ def describe_local(role: str) -> dict[str, Any]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "engine": "torch in process",
+        "exactness": arithmetic_facts(),
     }
 
 

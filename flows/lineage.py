@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignment.errors import ConfigError
 from flows.manifest import Artifact, InputReference
 from flows.run_record import read_run
 from flows.store import ArtifactStore
@@ -80,6 +81,30 @@ def run_lineage(store: ArtifactStore, run_folder: Path) -> tuple[LineageNode, ..
     read = {(i.stage, i.key) for artifact in artifacts for i in artifact.inputs.values()}
     ends = [artifact for artifact in artifacts if (artifact.stage, artifact.key) not in read]
     return tuple(lineage(store, end) for end in sorted(ends, key=lambda a: (a.created, a.stage)))
+
+
+def require_ancestor(store: ArtifactStore, *, policy: Artifact, reference: Artifact) -> None:
+    """Refuse a reference model that the policy does not descend from.
+
+    Raises:
+        ConfigError: the reference is neither what the policy starts from nor among what that was
+            made of; KL from it would measure how two unrelated models differ.
+    """
+    start = lineage(store, policy)
+    if (reference.stage, reference.key) not in {
+        (node.reference.stage, node.reference.key) for node in _all_nodes(start)
+    }:
+        raise ConfigError(
+            f"the reference, {reference.stage} {reference.key[:_DIGITS_SHOWN]}, is not an ancestor "
+            f"of the policy's start, {policy.stage} {policy.key[:_DIGITS_SHOWN]}; take that start "
+            "or something it was made of (`alignflow lineage` lists it)"
+        )
+
+
+def _all_nodes(node: LineageNode) -> Iterator[LineageNode]:
+    yield node
+    for child in node.inputs:
+        yield from _all_nodes(child)
 
 
 def render_text(nodes: tuple[LineageNode, ...]) -> str:

@@ -88,6 +88,8 @@ class RunFile(BaseModel):
     """Folder of the artifact store."""
     config: dict[str, Any]
     stages: dict[str, StageRecord] = {}
+    warnings: list[str] = []
+    """What a reader of the result should know, e.g. a resume that was not exact."""
 
 
 class RunRecord:
@@ -144,6 +146,12 @@ class RunRecord:
         """A sink for a stage's metrics; goes on where an interrupted attempt stopped."""
         return JsonlMetrics(self.metrics_path(stage))
 
+    def warn(self, text: str) -> None:
+        """Note what a reader of the result should know; kept by later invocations."""
+        if text not in self.file.warnings:
+            self.file = self.file.model_copy(update={"warnings": [*self.file.warnings, text]})
+            self._save()
+
     def end(self, state: RunState, detail: str = "") -> None:
         """Note how the invocation ended."""
         self.file = self.file.model_copy(update={"state": state, "detail": detail, "ended": _now()})
@@ -182,6 +190,7 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
                 store=str(config.run.store.absolute()),
                 config=config.model_dump(mode="json"),
                 stages=earlier.stages if earlier else {},
+                warnings=earlier.warnings if earlier else [],
             ),
         )
         try:

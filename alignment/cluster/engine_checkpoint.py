@@ -9,17 +9,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from alignment.cluster.universal import load_with_other_ranks
 from alignment.errors import CheckpointError
 
 TAG = "engine"
 CONTENTS = "contents.json"
 
 
-def save_engine_checkpoint(engine: Any, folder: Path, *, rank: int, num_ranks: int) -> None:
+def save_engine_checkpoint(
+    engine: Any, folder: Path, *, rank: int, num_ranks: int, base_digest: str | None = None
+) -> None:
     """Write weights, optimiser, schedule and this rank's random states to `folder`.
 
     Every rank calls it. Rank 0 writes `contents.json` last, so a folder without it is not a
-    checkpoint.
+    checkpoint. Where only adapters are trained, `base_digest` says on what; the frozen weights
+    are left out, and the digest is written instead.
     """
     from deepspeed.checkpoint.constants import (
         UNIVERSAL_CHECKPOINT_INFO,
@@ -31,30 +35,43 @@ def save_engine_checkpoint(engine: Any, folder: Path, *, rank: int, num_ranks: i
     # Lets DeepSpeed's ds_to_universal change the number of ranks of ZeRO 1 and 2 later.
     universal = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     engine.save_checkpoint(
-        str(folder), tag=TAG, client_state={UNIVERSAL_CHECKPOINT_INFO: universal}
+        str(folder),
+        tag=TAG,
+        client_state={UNIVERSAL_CHECKPOINT_INFO: universal},
+        exclude_frozen_parameters=base_digest is not None,
     )
     torch.save(_random_states(), folder / _random_file(rank))
     dist.barrier()
     if rank == 0:
-        _write_contents(engine, folder, num_ranks)
+        _write_contents(engine, folder, num_ranks, base_digest)
     dist.barrier()
 
 
-def load_engine_checkpoint(engine: Any, folder: Path, *, rank: int, num_ranks: int) -> None:
-    """Restore what `save_engine_checkpoint` wrote.
+def load_engine_checkpoint(
+    engine: Any, folder: Path, *, rank: int, num_ranks: int, base_digest: str | None = None
+) -> None:
+    """Restore what `save_engine_checkpoint` wrote, also by another number of ranks.
+
+    With the same ranks training continues to the bit. With others it continues with other
+    rounding, and a rank that was not there before keeps the random states it started with.
 
     Raises:
         CheckpointError: a part is missing or cut short, or the checkpoint was written by another
-            number of ranks or ZeRO stage; named before anything is loaded.
+            ZeRO stage, or rests on other frozen weights; named before anything is loaded.
     """
-    _check_contents(engine, folder, num_ranks)
-    loaded, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    contents = _checked_contents(engine, folder, base_digest)
+    strict = base_digest is None
+    if contents["ranks"] == num_ranks:
+        loaded, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
+    else:
+        loaded, _ = load_with_other_ranks(engine, folder, TAG, rank=rank, strict=strict)
     if loaded is None:
         raise CheckpointError(f"checkpoint {folder} holds no DeepSpeed state; delete it")
-    _restore_random_states(torch.load(folder / _random_file(rank), weights_only=False))
+    if (folder / _random_file(rank)).is_file():
+        _restore_random_states(torch.load(folder / _random_file(rank), weights_only=False))
 
 
-def _write_contents(engine: Any, folder: Path, num_ranks: int) -> None:
+def _write_contents(engine: Any, folder: Path, num_ranks: int, base_digest: str | None) -> None:
     import deepspeed
 
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != CONTENTS]
@@ -62,30 +79,41 @@ def _write_contents(engine: Any, folder: Path, num_ranks: int) -> None:
         "ranks": num_ranks,
         "zero_stage": int(engine.zero_optimization_stage()),
         "steps": engine.global_steps,
+        "base_digest": base_digest,
         "deepspeed": deepspeed.__version__,
         "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
     }
     (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_contents(engine: Any, folder: Path, num_ranks: int) -> None:
+def _checked_contents(engine: Any, folder: Path, base_digest: str | None) -> dict[str, Any]:
     if not (folder / CONTENTS).is_file():
         raise CheckpointError(
             f"checkpoint {folder} has no {CONTENTS}: it was never finished; delete it"
         )
-    contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+    contents: dict[str, Any] = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
     for name, size in contents["files"].items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise CheckpointError(f"checkpoint {folder}: {name} {state}; delete the checkpoint")
-    for key, now in (("ranks", num_ranks), ("zero_stage", int(engine.zero_optimization_stage()))):
-        if contents[key] != now:
-            raise CheckpointError(
-                f"checkpoint {folder} was written with {key} {contents[key]}, this role has {now}; "
-                f"set it back to {contents[key]}, or convert the checkpoint with DeepSpeed's "
-                "ds_to_universal"
-            )
+    before, now = contents["zero_stage"], int(engine.zero_optimization_stage())
+    if before != now:
+        raise CheckpointError(
+            f"checkpoint {folder} was written with zero_stage {before}, this role has {now}; "
+            f"set it back to {before}"
+        )
+    if contents.get("base_digest") != base_digest:
+        raise CheckpointError(
+            f"checkpoint {folder} rests on frozen weights {_short(contents.get('base_digest'))}, "
+            f"this role has {_short(base_digest)}; set `lora` and the model folder back, or delete "
+            "the checkpoint"
+        )
+    return contents
+
+
+def _short(digest: str | None) -> str:
+    return f"sha256:{digest[:12]}" if digest else "none (all are trained)"
 
 
 def _random_file(rank: int) -> str:

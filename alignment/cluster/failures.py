@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
+from alignment.cluster.process_identity import STATES
 from alignment.errors import AlignmentError, ClusterError
 
 LOG_LINES = 20
@@ -48,13 +49,26 @@ def explain_timeout(
     limit_s: float,
     setting: str,
     pids: Mapping[int, int],
+    states: Mapping[int, str | None],
     logs: Path,
 ) -> ClusterError:
-    """The error for a call that some ranks did not answer in time."""
+    """The error for a call that some ranks did not answer in time.
+
+    `states` are the letters of `process_identity.STATES`, of ranks on this machine: the ranks of
+    a role wait for each other, so the one that does something else comes first.
+    """
     ranks = ", ".join(f"rank {rank}" for rank in waiting)
+    told = {rank: states.get(rank) for rank in waiting}
+    suspects = sorted(waiting, key=lambda rank: told[rank] in ("S", None))
+    seen = ", ".join(
+        f"rank {rank} (process {pids.get(rank)}) {STATES.get(letter, letter)}"
+        for rank in suspects
+        if (letter := told[rank])
+    )
     return ClusterError(
         f"{role} {ranks} did not answer {operation} within {limit_s:g} s\n"
-        f"{log_tail(logs, pids.get(waiting[0]))}"
+        f"{seen + chr(10) if seen else ''}"
+        f"{log_tail(logs, pids.get(suspects[0]))}"
         f"Raise `cluster.{setting}` if the work really takes longer."
     )
 

@@ -37,6 +37,7 @@ class FrozenActor:
     def describe(self) -> dict[str, Any]:
         """What runs behind this rank."""
         facts = {"role": self.spec.name, "rank": self.rank, **describe_process()}
+        facts["exactness"] |= self._limits()
         return facts if self._module is None else {**facts, "engine": "torch"}
 
     def _started(self) -> Module:

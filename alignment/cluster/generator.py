@@ -119,6 +119,15 @@ class GeneratorActor:
             return facts
         import vllm
 
+        settings = self._llm.llm_engine.vllm_config
+        facts["exactness"] |= {
+            "vllm": vllm.__version__,
+            "precision": self.spec.precision,
+            "prefix_caching": settings.cache_config.enable_prefix_caching,
+            "async_scheduling": settings.scheduler_config.async_scheduling,
+            "parallel_sequences": settings.scheduler_config.max_num_seqs,
+            "gpus_per_rank": self.spec.resources.gpus_per_rank,
+        }
         return {
             **facts,
             "engine": type(self._llm.llm_engine).__name__,
@@ -213,6 +222,7 @@ def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, An
         "generation_config": "vllm",  # not the folder's: it may set top-p or a penalty
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,
+        "async_scheduling": False,  # what runs beside a sequence must not depend on timing
         "disable_log_stats": True,
         "seed": 0,  # each request has its own
     }

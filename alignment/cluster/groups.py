@@ -9,6 +9,8 @@ from typing import Any
 import ray
 
 from alignment.cluster.failures import explain_failures, explain_timeout
+from alignment.cluster.leftovers import record_processes
+from alignment.cluster.process_identity import ProcessIdentity, kill, state_of
 from alignment.errors import ClusterError
 
 GRACE_S = 5.0
@@ -87,6 +89,7 @@ class ActorGroup:
         self.gpus_per_rank = gpus_per_rank
         self._call_timeout_s = call_timeout_s
         self._pids: dict[int, int] = {}
+        self._processes: dict[int, ProcessIdentity] = {}
         self._lost: str | None = None
 
     def __len__(self) -> int:
@@ -98,8 +101,11 @@ class ActorGroup:
 
     def call_each(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Each rank's own arguments (or only the first ranks'), waited for; see `Call.wait`."""
-        deadline = Deadline.after(self._call_timeout_s, "call_timeout_s")
-        return self.submit(operation, arguments).wait(deadline)
+        return self.submit(operation, arguments).wait(self.deadline())
+
+    def deadline(self) -> Deadline:
+        """How long a call may take that is waited for from now on."""
+        return Deadline.after(self._call_timeout_s, "call_timeout_s")
 
     def submit(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
         """Begin a call on the first `len(arguments)` ranks."""
@@ -109,9 +115,17 @@ class ActorGroup:
         references = [getattr(actor, operation).remote(*args) for actor, args in pairs]
         return Call(self, operation, references)
 
+    def require_alive(self, operation: str) -> None:
+        """Raise ClusterError, naming the rank and what it was doing, if one has died."""
+        references = self.submit("describe", [()] * len(self)).references
+        Call(self, operation, references).wait(self.deadline())
+
     def remember_processes(self, described: Sequence[dict[str, Any]]) -> None:
-        """Keep the ranks' process ids, so that a later death can be named."""
+        """Keep the ranks' processes, so that a later death or halt can be named."""
         self._pids = {rank: facts["pid"] for rank, facts in enumerate(described)}
+        known = {rank: facts.get("process") for rank, facts in enumerate(described)}
+        self._processes = {rank: process for rank, process in known.items() if process}
+        record_processes(self.logs.resolve().parents[1], self._processes.values())
 
     def explain(
         self,
@@ -134,6 +148,7 @@ class ActorGroup:
                 limit_s=deadline.limit_s,
                 setting=deadline.setting,
                 pids=self._pids,
+                states={rank: state_of(process) for rank, process in self._processes.items()},
                 logs=self.logs,
             )
         if waiting:
@@ -145,6 +160,9 @@ class ActorGroup:
         self._lost = reason
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
+        for process in self._processes.values():
+            if state_of(process) == "T":  # a stopped process cannot obey
+                kill(process)
 
 
 def wait_for_all(calls: Sequence[Call], deadline: Deadline) -> None:

@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar, cast
 import ray
 import torch
 
+from alignment.cluster.process_identity import identity_of
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
+from alignment.exactness import arithmetic_facts
 
 CPU_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
@@ -97,10 +99,12 @@ def describe_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "process": identity_of(os.getpid()),
         "ray": ray.__version__,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
         "memory_mib": _proportional_set_size_mib(),
+        "exactness": arithmetic_facts(),
     }
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import ray
 
+from alignment.cluster.leftovers import PREFIX, claim, remove_abandoned
+from alignment.cluster.process_identity import kill, processes_naming
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
 
@@ -53,9 +55,11 @@ def ray_runtime(
 def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) -> Iterator[Path]:
     log_folder.mkdir(parents=True, exist_ok=True)
     # Unix socket paths are limited to 107 bytes and Ray adds about 65, so: short, and in /tmp.
-    short = "/tmp" if os.path.isdir("/tmp") else None
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir=short))
+    short = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    remove_abandoned(Path(short))
+    scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=short))
     logs = log_folder / RAY_LOGS
+    claim(scratch, logs.absolute())
     try:
         with _environment(_private_environment()):
             logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
@@ -70,8 +74,13 @@ def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) 
                     configure_logging=False,
                     _temp_dir=str(scratch),
                 )
-            except (OSError, RuntimeError, ValueError) as error:
-                raise ClusterError(f"a private Ray did not start: {error}") from error
+            except Exception as error:  # among them a plain Exception after 30 s of waiting
+                for process in processes_naming(scratch):  # Ray forgets those it began
+                    kill(process)
+                raise ClusterError(
+                    f"a private Ray did not start: {error} Run the same command again when the "
+                    "machine is less busy"
+                ) from error
             _link_logs(logs, scratch / "session_latest" / "logs")
             yield logs
     finally:

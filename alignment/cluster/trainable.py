@@ -18,11 +18,7 @@ from alignment.cluster.deepspeed_engine import (
     other_arithmetic,
     start_engine,
 )
-from alignment.cluster.engine_checkpoint import (
-    checkpoint_bytes,
-    load_engine_checkpoint,
-    save_engine_checkpoint,
-)
+from alignment.cluster.engine_checkpoint import load_engine_checkpoint, save_engine_checkpoint
 from alignment.cluster.process_group import (
     join_store,
     largest_over_ranks,
@@ -37,6 +33,7 @@ from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
 from alignment.models.lora import base_digest
 from alignment.models.modules import LanguageModel
+from alignment.models.optimizer import trained_state_bytes
 from alignment.models.passes import (
     Module,
     accumulate_gradients,
@@ -233,7 +230,7 @@ class TrainableActor:
         }
         return {
             **facts,
-            "checkpoint_bytes": checkpoint_bytes(self._own, zero_stage=training.zero_stage),
+            "checkpoint_bytes": trained_state_bytes(self._own, zero_stage=training.zero_stage),
             "engine": type(self._engine).__name__,
             "optimizer": type(self._engine.optimizer).__name__,
             "deepspeed": deepspeed.__version__,

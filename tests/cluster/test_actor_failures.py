@@ -1,13 +1,26 @@
 """Whose error the user sees when an actor refuses, crashes, hangs or dies."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
-from role_factory import PlainActor
+from role_factory import (
+    PlainActor,
+    negative_logprob,
+    random_batch,
+    start_group,
+    trainable_spec,
+)
+from test_nothing_left import wait_until_gone
 
-from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
+from alignment.cluster.groups import GRACE_S, ActorGroup, Deadline, wait_for_all
+from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
+from alignment.cluster.trainable import TrainableActor
 from alignment.errors import ClusterError, NumericsError
 
 pytestmark = pytest.mark.engines
@@ -64,6 +77,40 @@ def test_a_call_that_takes_too_long_names_the_setting(group: ActorGroup) -> None
     expected = r"critic rank 0, rank 1 did not answer sleep within 0\.5 s\n(.|\n)*call_timeout_s"
     with pytest.raises(ClusterError, match=expected):
         group.call("sleep", 3600.0)
+
+
+def test_a_stopped_rank_is_named_and_ended(group: ActorGroup) -> None:
+    pids = [facts["pid"] for facts in group.call("describe")]
+    group._call_timeout_s = 2.0
+    os.kill(pids[1], signal.SIGSTOP)
+    with pytest.raises(ClusterError) as failure:
+        group.call("meet")
+    message = str(failure.value)
+    assert message.startswith("critic rank 1 did not answer meet within 2 s\n")
+    assert f"rank 1 (process {pids[1]}) is stopped by a signal\n" in message
+    wait_until_gone(set(pids))
+
+
+@pytest.mark.slow
+def test_a_stalled_collective_ends_in_time_and_names_who_is_stopped(
+    cluster: Cluster, tiny_model: Path
+) -> None:
+    spec = trainable_spec("policy", tiny_model, ranks=2)
+    group = start_group(cluster, TrainableActor, spec, cluster.config)
+    pids = [facts["pid"] for facts in group.call("describe")]
+    policy, batch = RemotePolicy(group), random_batch(6, seed=0)
+    tokens = float(batch.response_mask.sum())
+    policy.forward_backward(batch, negative_logprob, denominator=tokens)
+    policy.step()
+    group._call_timeout_s = 10.0
+    os.kill(pids[1], signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(ClusterError) as failure:
+        policy.forward_backward(batch, negative_logprob, denominator=tokens)
+    assert time.monotonic() - began < 10.0 + GRACE_S + 10.0
+    assert "did not answer forward_backward within 10 s\n" in str(failure.value)
+    assert f"rank 1 (process {pids[1]}) is stopped by a signal, rank 0" in str(failure.value)
+    wait_until_gone(set(pids))
 
 
 def test_the_first_failure_of_several_groups_is_raised_at_once(

@@ -1,13 +1,18 @@
 """However a driver ends, no process or scratch folder of its cluster stays."""
 
-import shutil
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+
+from alignment.cluster.leftovers import OWNER_FILE, record_processes, remove_abandoned
+from alignment.cluster.process_identity import identity_of
 
 pytestmark = pytest.mark.engines
 
@@ -55,20 +60,65 @@ def test_nothing_stays_when_a_driver_ends(
         actor, session = int(line.split()[1]), Path(line.split()[2])
         mine = processes_naming(session.parent) | {actor}
         assert len(mine) >= 4, "Ray's own processes and the actor"
+        mapped = shared_memory_of(mine)
+        if ending is signal.SIGKILL:
+            os.kill(actor, signal.SIGSTOP)  # it cannot see that its driver is gone
         if isinstance(ending, signal.Signals):
             driver.send_signal(ending)
         assert driver.wait(timeout=60) == code
     finally:
         if driver.poll() is None:
             driver.kill()
+    if ending is signal.SIGKILL:
+        wait_until_gone(mine - {actor})
+        assert is_alive(actor)
+        assert session.parent in remove_abandoned(session.parent.parent), "as the next start does"
     wait_until_gone(mine)
-    if ending is not signal.SIGKILL:
-        assert not session.parent.exists()
-        logs = tmp_path / "logs" / "ray"
-        assert logs.is_dir()
-        assert not logs.is_symlink()
-        assert list(logs.glob(f"worker-*-{actor}.err")), "the actor's output stays"
-    shutil.rmtree(session.parent, ignore_errors=True)
+    assert not session.parent.exists()
+    assert not [path for path in mapped if path.exists()]
+    logs = tmp_path / "logs" / "ray"
+    assert logs.is_dir()
+    assert not logs.is_symlink()
+    assert list(logs.glob(f"worker-*-{actor}.err")), "the actor's output stays"
+
+
+def test_only_what_a_dead_owner_of_ours_left_is_removed(tmp_path: Path) -> None:
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    alive = identity_of(sleeper.pid)
+    assert alive is not None
+    owners = {
+        "dead": replace(alive, started=alive.started - 1),  # the number was given out again
+        "alive": alive,
+        "elsewhere": replace(alive, started=1, numbering="another machine"),
+    }
+    try:
+        for name, owner in owners.items():
+            (tmp_path / f"ray-{name}").mkdir()
+            record = {"owner": asdict(owner), "logs": str(tmp_path / "logs")}
+            (tmp_path / f"ray-{name}" / OWNER_FILE).write_text(json.dumps(record))
+            record_processes(tmp_path / f"ray-{name}", [owner])
+        (tmp_path / "ray-of_somebody").mkdir()
+        assert remove_abandoned(tmp_path) == [tmp_path / "ray-dead"]
+        left = {path.name for path in tmp_path.glob("ray-*")}
+        assert left == {"ray-alive", "ray-elsewhere", "ray-of_somebody"}
+        assert sleeper.poll() is None, "its number was on the list, but not its start"
+        record_processes(tmp_path / "ray-of_somebody", [alive])
+        assert not list((tmp_path / "ray-of_somebody").iterdir())
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert remove_abandoned(tmp_path) == [tmp_path / "ray-alive"]
+
+
+def shared_memory_of(pids: set[int]) -> set[Path]:
+    """Files in shared memory that the processes use and that have a name."""
+    found = set()
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            path = line.partition("/dev/shm/")[2]
+            if path and not path.endswith("(deleted)"):
+                found.add(Path("/dev/shm") / path)
+    return found
 
 
 def processes_naming(folder: Path) -> set[int]:

@@ -1,0 +1,66 @@
+"""Another number of ranks: what a checkpoint's ranks hold is put together and cut anew.
+
+ZeRO 0 has the whole state on every rank, so any number of ranks reads it as it is. Above that
+each rank holds a part of the optimiser, and DeepSpeed's universal checkpoint
+(`deepspeed.checkpoint.ds_to_universal`) is made from the parts, once, and removed after loading.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from alignment.errors import CheckpointError
+
+UNIVERSAL_TAG = "universal"
+LINES_SHOWN = 5
+
+
+def load_with_other_ranks(engine: Any, folder: Path, tag: str, *, rank: int, strict: bool) -> Any:
+    """What `engine.load_checkpoint` returns, for a checkpoint of another number of ranks.
+
+    Raises:
+        CheckpointError: DeepSpeed cannot convert the checkpoint; on every rank, with its reason.
+    """
+    if engine.zero_optimization_stage() == 0:
+        return engine.load_checkpoint(str(folder), tag=tag, load_module_strict=strict)
+    problem = [_convert(folder, tag) if rank == 0 else None]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be cut for {dist.get_world_size()} ranks: {problem[0]}; "
+            "set `ranks` back"
+        )
+    # DeepSpeed asks its configuration at the moment of loading, not before.
+    engine._config.load_universal_checkpoint = True
+    try:
+        return engine.load_checkpoint(str(folder), tag=UNIVERSAL_TAG, load_module_strict=strict)
+    finally:
+        engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if rank == 0:
+            shutil.rmtree(folder / UNIVERSAL_TAG, ignore_errors=True)
+            (folder / f"latest_{UNIVERSAL_TAG}").unlink(missing_ok=True)
+
+
+def _convert(folder: Path, tag: str) -> str | None:
+    """Make the universal checkpoint beside the tag's own; the reason if that fails."""
+    shutil.rmtree(folder / UNIVERSAL_TAG, ignore_errors=True)
+    arguments = {"--input_folder": folder / tag, "--output_folder": folder / UNIVERSAL_TAG}
+    workers = {"--num_extract_workers": 1, "--num_merge_workers": 1}
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
+            *(str(part) for pair in (arguments | workers).items() for part in pair),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if ended.returncode == 0:
+        return None
+    return "\n".join(ended.stdout.strip().splitlines()[-LINES_SHOWN:])
