@@ -27,6 +27,9 @@ from alignment.role_specs import GeneratorSpec
 ACCEPTED_GAP_NATS: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.3}
 """Mean difference to the policy on the probe that rounding explains (measured: 5e-6, 0.04)."""
 
+CPU_BATCHED_TOKENS = 4096
+"""Tokens of whole prompts that vLLM takes into one pass on CPU; a longer prompt raises it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedResponse:
@@ -239,6 +242,9 @@ def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, An
     return arguments | {
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "enforce_eager": True,
+        # A prompt that is cut rewinds the request's random generator, which CPU ones refuse.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_sequence_tokens),
     }
 
 

@@ -76,12 +76,13 @@ def train_ppo(
                 step, roles.generator.generate(step_prompts, sampling, seeds=seeds)
             )
 
-        scored = score_rollout(roles, rollout, clock)
+        order_seed = derive_seed(seed, "order", step)
+        minibatches = _minibatches(config, len(rollout.token_ids), seed=order_seed, epoch=0)
+        scored = score_rollout(roles, rollout, minibatches, clock)
         kl_nats = check_scored(scored, config, step=step)
 
         coefficient, moments = state.kl_coefficient, state.score_moments.add(scored.scores.tolist())
         experience = build_experience(scored, config, kl_coefficient=coefficient, moments=moments)
-        order_seed = derive_seed(seed, "order", step)
         update = optimise(config, roles, experience, state, mix, seed=order_seed, clock=clock)
 
         with clock.phase("sync_weights"):
@@ -113,10 +114,7 @@ def optimise(
     objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
     value_objective = partial(critic_loss, clip=config.value_clip)
     for epoch in range(config.epochs):
-        order = minibatch_order(
-            len(experience.token_ids), size=config.sequences_per_minibatch, seed=seed, epoch=epoch
-        )
-        for rows in order:
+        for rows in _minibatches(config, len(experience.token_ids), seed=seed, epoch=epoch):
             minibatch = select_rows(experience, rows)
             if state.step >= config.critic_warmup_steps:
                 with clock.phase("update_policy"):
@@ -135,6 +133,10 @@ def optimise(
             if log.is_beyond(config.update_kl_limit_nats):
                 return log
     return log
+
+
+def _minibatches(config: PPOConfig, sequences: int, *, seed: int, epoch: int) -> list[list[int]]:
+    return minibatch_order(sequences, size=config.sequences_per_minibatch, seed=seed, epoch=epoch)
 
 
 def _update(

@@ -9,7 +9,13 @@ from torch import Tensor
 from alignment.config import PPOConfig
 from alignment.data.batching import minibatch_order
 from alignment.errors import DataError, NumericsError
-from alignment.experience import EncodedPrompt, Experience, Rollout, ScoredRollout
+from alignment.experience import (
+    EncodedPrompt,
+    Experience,
+    Rollout,
+    ScoredRollout,
+    select_rows,
+)
 from alignment.objectives.kl import adaptive_kl_coefficient, kl_shaped_rewards
 from alignment.objectives.masking import masked_whiten
 from alignment.objectives.running_moments import RunningMoments
@@ -41,12 +47,21 @@ def prompts_of_step(
     return [prompt for prompt in chosen for _ in range(config.responses_per_prompt)]
 
 
-def score_rollout(roles: PPORoles, rollout: Rollout, clock: PhaseClock) -> ScoredRollout:
-    """Ask every model about the rollout, before any of them is updated."""
+def score_rollout(
+    roles: PPORoles, rollout: Rollout, minibatches: Sequence[Sequence[int]], clock: PhaseClock
+) -> ScoredRollout:
+    """Ask every model about the rollout, before any of them is updated.
+
+    Old log-probabilities are asked for in the minibatches of the first epoch: the same rows in
+    the same matrix products give the same bits, so that the first ratio is exactly 1.
+    """
     with clock.phase("score"):
         scores = roles.reward_model.scores(rollout)
     with clock.phase("old_logprobs"):
-        old_logprobs = roles.policy.logprobs(rollout)
+        old_logprobs = torch.zeros(rollout.token_ids.shape)
+        for rows in minibatches:
+            part = roles.policy.logprobs(select_rows(rollout, rows))
+            old_logprobs[rows, : part.shape[1]] = part
     with clock.phase("reference_logprobs"):
         reference_logprobs = roles.reference.logprobs(rollout)
     old_values = torch.zeros_like(old_logprobs)

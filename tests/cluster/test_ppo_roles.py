@@ -14,6 +14,7 @@ from role_factory import (
 )
 
 from alignment.cluster import Cluster, weights_from_folder
+from alignment.cluster.generator import CPU_BATCHED_TOKENS
 from alignment.errors import ClusterError, DataError, ModelError
 from alignment.experience import Sampling
 from alignment.models.tiny import make_tiny_model
@@ -61,6 +62,19 @@ def test_vllm_and_trainer_agree_after_a_real_update(ppo_roles: PPORoles) -> None
         policy.step()
         moved = (policy.logprobs(rollout) - before)[mask].abs()
         assert float(moved.max()) > 0.05, "the update must be large enough to be seen"
+
+
+def test_prompts_may_together_be_longer_than_one_pass_of_the_engine(ppo_roles: PPORoles) -> None:
+    """vLLM would cut a prompt there and rewind its random generator, which fails on CPU."""
+    prompts = random_prompts(40, tokens=150, seed=5)
+    assert sum(len(prompt.token_ids) for prompt in prompts) > 1.5 * CPU_BATCHED_TOKENS
+    seeds, sampling = range(40), Sampling(max_response_tokens=2)
+    together = ppo_roles.generator.generate(prompts, sampling, seeds=seeds)
+    alone = ppo_roles.generator.generate(prompts[-3:], sampling, seeds=seeds[-3:])
+    for row in range(3):
+        expected = alone.token_ids[row][alone.response_mask[row]].tolist()
+        found = together.token_ids[37 + row][together.response_mask[37 + row]].tolist()
+        assert found == expected
 
 
 def test_rollouts_say_how_responses_ended(ppo_roles: PPORoles) -> None:

@@ -6,7 +6,6 @@ is float32, which bounds the agreement.
 
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor
 
 from alignment.config import OptimizerConfig, PPOConfig
 from alignment.experience import Experience, Rollout, batch_from_rows, select_rows
-from alignment.models.loading import load_language_model
 from alignment.objectives.running_moments import RunningMoments
 from alignment.training.ppo_experience import build_experience, score_rollout
 from alignment.training.ppo_objective import policy_objective
 from alignment.training.ppo_report import PhaseClock
 from alignment.training.roles import PPORoles
 from benchmarks.exact.in_process import make_roles
-from benchmarks.exact.task import Task, make_reference, make_task, next_token_logprobs
+from benchmarks.exact.recurrent import RecurrentLM, random_model
+from benchmarks.exact.task import Task, make_task, next_token_logprobs
 
 BETA = 0.3
 TOLERANCE = 2e-6
@@ -31,12 +30,12 @@ RATE = OptimizerConfig(learning_rate=1e-3)
 class Setting:
     """A policy away from its reference, and every group of K responses of each prompt."""
 
-    def __init__(self, folder: Path, task: Task, **settings: object) -> None:
+    def __init__(self, model: RecurrentLM, task: Task, **settings: object) -> None:
         self.task = task
         options = {"prompts_per_step": 2, "kl_coefficient": BETA, "sequences_per_minibatch": 2}
         options |= {"kl_budget_nats": 1e9, "tokens_per_microbatch": 10**6, "optimizer": RATE}
         self.config = PPOConfig.model_validate(options | settings)
-        self.roles: PPORoles = make_roles(folder, task, self.config)
+        self.roles: PPORoles = make_roles(model, task, self.config)
         generator = torch.Generator().manual_seed(5)
         for role in filter(None, (self.roles.policy, self.roles.critic)):
             role.module.double()
@@ -71,7 +70,8 @@ class Setting:
     def expected_gradient(self, beta: float = BETA) -> Tensor:
         """Gradient of a step's loss, averaged over everything the step might have sampled."""
         rollout, weights = self.groups()
-        scored = score_rollout(self.roles, rollout, PhaseClock())
+        everything = [list(range(len(rollout.token_ids)))]
+        scored = score_rollout(self.roles, rollout, everything, PhaseClock())
         experience = build_experience(
             scored, self.config, kl_coefficient=beta, moments=RunningMoments()
         )
@@ -110,58 +110,57 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exact")
-    make_reference(folder, seed=1, vocabulary=3)
-    return folder
+def model() -> RecurrentLM:
+    return random_model(seed=1, vocabulary=3)
 
 
 @pytest.fixture(scope="module")
-def task(folder: Path) -> Task:
-    causal_lm = load_language_model(folder).causal_lm
-    return make_task(causal_lm, seed=2, vocabulary=3, length=2, prompts=2)
+def task(model: RecurrentLM) -> Task:
+    return make_task(model, seed=2, vocabulary=3, length=2, prompts=2)
 
 
 def relative(gradient: Tensor, exact: Tensor) -> float:
     return float((gradient - exact).norm() / exact.norm())
 
 
-def ppo(folder: Path, task: Task, **settings: object) -> Setting:
+def ppo(model: RecurrentLM, task: Task, **settings: object) -> Setting:
     options = {"whiten_advantages": False, "gae_lambda": 1.0}
-    return Setting(folder, task, **options | settings)
+    return Setting(model, task, **options | settings)
 
 
-def test_expected_gradient_of_ppo_is_the_exact_policy_gradient(folder: Path, task: Task) -> None:
-    setting = ppo(folder, task)
+def test_expected_gradient_of_ppo_is_the_exact_policy_gradient(
+    model: RecurrentLM, task: Task
+) -> None:
+    setting = ppo(model, task)
     exact = setting.exact_gradient() / task.length  # a token mean is a sequence's sum over L
     assert exact.norm() > 0.01
     assert relative(setting.expected_gradient(), exact) < TOLERANCE
 
 
 def test_a_wrong_critic_biases_the_gradient_where_lambda_is_below_one(
-    folder: Path, task: Task
+    model: RecurrentLM, task: Task
 ) -> None:
-    setting = ppo(folder, task, gae_lambda=0.5)
+    setting = ppo(model, task, gae_lambda=0.5)
     exact = setting.exact_gradient() / task.length
     assert relative(setting.expected_gradient(), exact) > 0.01
 
 
 def test_expected_gradient_of_reinforce_plus_plus_is_exact_without_whitening(
-    folder: Path, task: Task
+    model: RecurrentLM, task: Task
 ) -> None:
-    setting = Setting(folder, task, method="reinforce++", whiten_advantages=False)
+    setting = Setting(model, task, method="reinforce++", whiten_advantages=False)
     exact = setting.exact_gradient() / task.length
     assert relative(setting.expected_gradient(), exact) < TOLERANCE
 
 
-def test_leave_one_out_is_unbiased(folder: Path, task: Task) -> None:
-    setting = Setting(folder, task, method="rloo", responses_per_prompt=2)
+def test_leave_one_out_is_unbiased(model: RecurrentLM, task: Task) -> None:
+    setting = Setting(model, task, method="rloo", responses_per_prompt=2)
     assert relative(setting.expected_gradient(), setting.exact_gradient()) < TOLERANCE
 
 
-def test_group_mean_shrinks_the_gradient_by_one_response_in_k(folder: Path, task: Task) -> None:
+def test_group_mean_shrinks_the_gradient(model: RecurrentLM, task: Task) -> None:
     setting = Setting(
-        folder,
+        model,
         task,
         method="dr_grpo",
         responses_per_prompt=2,
@@ -172,7 +171,7 @@ def test_group_mean_shrinks_the_gradient_by_one_response_in_k(folder: Path, task
     assert relative(setting.expected_gradient(), exact) < TOLERANCE
 
 
-def test_grpo_weighs_prompts_by_the_deviation_of_their_rewards(folder: Path, task: Task) -> None:
+def test_grpo_weighs_prompts_by_their_deviation(model: RecurrentLM, task: Task) -> None:
     """Ten times the rewards of one prompt: ten times its gradient, but the same in GRPO."""
     louder = Task(
         vocabulary=task.vocabulary,
@@ -182,13 +181,13 @@ def test_grpo_weighs_prompts_by_the_deviation_of_their_rewards(folder: Path, tas
         reference_logprobs=task.reference_logprobs,
     )
     options = {"method": "grpo", "responses_per_prompt": 2}
-    quiet, loud = (Setting(folder, some, **options) for some in (task, louder))
+    quiet, loud = (Setting(model, some, **options) for some in (task, louder))
     assert relative(loud.expected_gradient(), quiet.expected_gradient()) < 1e-4
     assert relative(loud.exact_gradient(), quiet.exact_gradient()) > 1.0
 
 
-def test_grpo_is_no_multiple_of_the_policy_gradient(folder: Path, task: Task) -> None:
-    setting = Setting(folder, task, method="grpo", responses_per_prompt=2, kl_coefficient=0.0)
+def test_grpo_is_no_multiple_of_the_policy_gradient(model: RecurrentLM, task: Task) -> None:
+    setting = Setting(model, task, method="grpo", responses_per_prompt=2, kl_coefficient=0.0)
     gradient, exact = setting.expected_gradient(beta=0.0), setting.exact_gradient(beta=0.0)
     cosine = float(gradient @ exact / gradient.norm() / exact.norm())
     assert 0.5 < cosine < 0.99

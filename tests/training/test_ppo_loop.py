@@ -1,6 +1,8 @@
 """The PPO loop itself, with in-process roles on the tiny model."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from toy_roles import ListSink, toy_config, toy_prompts, toy_roles
 from alignment.checkpoints import Checkpoints, RolloutJournal
 from alignment.config import OptimizerConfig, PPOConfig
 from alignment.errors import CheckpointError, NumericsError
+from alignment.experience import TokenBatch
 from alignment.metrics import check_names
 from alignment.training.ppo import prompts_of_step, train_ppo
-from alignment.training.roles import PPORoles
+from alignment.training.roles import Loss, Policy, PPORoles
 
 
 def run(
@@ -49,7 +52,7 @@ def test_policy_learns_what_the_scorer_rewards(tiny_model: Path, tmp_path: Path)
 def test_first_update_starts_at_ratio_one_and_kl_zero(tiny_model: Path, tmp_path: Path) -> None:
     config = toy_config(steps=1)
     (record,) = run(config, toy_roles(tiny_model, config), tmp_path)
-    assert record["ppo/first_ratio_max_deviation"] < 1e-5
+    assert record["ppo/first_ratio_max_deviation"] == 0.0
     assert abs(record["ppo/kl_nats"]) < 1e-5
     assert record["ppo/sampler_gap_max"] < 1e-5
     check_names(set(record) - {"step"})
@@ -155,3 +158,32 @@ def test_prompts_are_all_visited_before_any_repeats() -> None:
     assert [p.id for p in first[::2]] == [p.id for p in first[1::2]]
     assert first == prompts_of_step(prompts, config, seed=3, step=0)
     assert first != prompts_of_step(prompts, config, seed=4, step=0)
+
+
+def test_old_logprobs_are_asked_for_in_the_minibatches_of_the_first_epoch(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = toy_config(steps=1, epochs=2, prompts_per_step=12, sequences_per_minibatch=4)
+    roles = toy_roles(tiny_model, config)
+    asked: list[list[list[int]]] = []
+    updated: list[list[list[int]]] = []
+
+    class Recording:
+        """The policy itself, writing down which rows it was given."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(roles.policy, name)
+
+        def logprobs(self, batch: TokenBatch) -> torch.Tensor:
+            asked.append(batch.token_ids.tolist())
+            return roles.policy.logprobs(batch)
+
+        def forward_backward(
+            self, batch: TokenBatch, loss: Loss, *, denominator: float
+        ) -> dict[str, float]:
+            updated.append(batch.token_ids.tolist())
+            return roles.policy.forward_backward(batch, loss, denominator=denominator)
+
+    run(config, replace(roles, policy=cast(Policy, Recording())), tmp_path)
+    assert len(asked) == 3
+    assert asked == updated[:3] != updated[3:]
