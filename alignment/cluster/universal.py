@@ -8,9 +8,13 @@ each rank holds a part of the optimiser, and DeepSpeed's universal checkpoint
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from alignment.errors import CheckpointError
@@ -37,13 +41,30 @@ def load_with_other_ranks(engine: Any, folder: Path, tag: str, *, rank: int, str
     # DeepSpeed asks its configuration at the moment of loading, not before.
     engine._config.load_universal_checkpoint = True
     try:
-        return engine.load_checkpoint(str(folder), tag=UNIVERSAL_TAG, load_module_strict=strict)
+        with _own_optimizer_groups(engine.optimizer.optimizer):
+            return engine.load_checkpoint(str(folder), tag=UNIVERSAL_TAG, load_module_strict=strict)
     finally:
         engine._config.load_universal_checkpoint = False
         dist.barrier()
         if rank == 0:
             shutil.rmtree(folder / UNIVERSAL_TAG, ignore_errors=True)
             (folder / f"latest_{UNIVERSAL_TAG}").unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_optimizer_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put right what DeepSpeed 0.19.8 mixes up at ZeRO 3 where there are several groups.
+
+    It gives all groups the first one's weight decay, and one and the same counter of steps, which
+    each group then advances.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    yield
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = deepcopy(state["step"])
 
 
 def _convert(folder: Path, tag: str) -> str | None:

@@ -1,5 +1,6 @@
 """A checkpoint of some ranks goes on with another number of them, optimiser included."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from role_factory import (
 
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
+from alignment.role_specs import TrainableSpec
 
 pytestmark = pytest.mark.engines
 
@@ -27,6 +29,12 @@ def train(policy: RemotePolicy, steps: range) -> list[float]:
         policy.forward_backward(batch, negative_logprob, denominator=tokens)
         rates.append(policy.step().learning_rate)
     return rates
+
+
+def decaying_spec(model: Path, zero_stage: Literal[0, 1, 2, 3], ranks: int) -> TrainableSpec:
+    """With a weight decay, which norms are spared: two groups of parameters that differ."""
+    spec = trainable_spec("policy", model, zero_stage=zero_stage, ranks=ranks)
+    return replace(spec, optimizer=spec.optimizer.model_copy(update={"weight_decay": 2.0}))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_weights_moments_and_schedule_go_on(
     Without the moments, AdamW's first step would move each weight by the learning rate, 1e-2.
     """
     probe = random_batch(4, seed=99)
-    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=before)
+    spec = decaying_spec(tiny_model, zero_stage, before)
     first = start_group(cluster, RevealingActor, spec, cluster.config)
     try:
         policy = RemotePolicy(first)
@@ -68,7 +76,7 @@ def test_weights_moments_and_schedule_go_on(
         first.end("the test is over")
     assert float((expected - saved).abs().max()) > 1e-2, "the steps must be large enough to be seen"
 
-    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=after)
+    spec = decaying_spec(tiny_model, zero_stage, after)
     second = start_group(cluster, RevealingActor, spec, cluster.config)
     try:
         policy = RemotePolicy(second)

@@ -285,3 +285,17 @@ def test_no_prompts_are_refused(tiny_model: Path, tmp_path: Path) -> None:
             journal=RolloutJournal(tmp_path),
             metrics=ListSink(),
         )
+
+
+def test_what_is_in_the_journal_is_not_sampled_again(
+    tiny_model: Path, tmp_path: Path, unbroken: tuple[Path, PPORoles]
+) -> None:
+    shutil.copytree(unbroken[0] / "journal", tmp_path / "journal")
+    roles = toy_roles(tiny_model, CONFIG)
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise AssertionError("sampled again")
+
+    roles.generator.generate = refuse  # type: ignore[method-assign]
+    train(roles, tmp_path)
+    assert_same(roles, tmp_path, unbroken)
