@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment.config import PipelineConfig
 from alignment.data.chat import encode_prompt, encode_response
 from alignment.errors import ConfigError, DataError
-from alignment.experience import EncodedPrompt, TokenBatch, batch_from_rows
+from alignment.experience import EncodedPrompt, Rollout, TokenBatch, batch_from_rows
 from alignment.models.loading import load_tokenizer, load_value_model
 from alignment.models.tiny import make_tiny_model
 from alignment.records import Prompt, Response
@@ -112,6 +112,23 @@ def test_an_empty_response_and_a_too_long_one(foreign_folder: Path) -> None:
     assert empty.response_mask.sum(1).tolist() == [1, 0]
     with pytest.raises(DataError, match="the reward model, which reads 10"):
         Retokeniser(other, max_tokens=10).encode([pair("a much longer response than that")])
+
+
+def test_a_rollout_itself_says_which_responses_were_finished(
+    tokenizer: Any, encoded_prompts: list[tuple[EncodedPrompt, Prompt]]
+) -> None:
+    batch = rollout(tokenizer, encoded_prompts[0][0], [("yes", True), ("no", True)])
+    sampled = Rollout(
+        token_ids=batch.token_ids,
+        attention_mask=batch.attention_mask,
+        response_mask=batch.response_mask,
+        sampling_logprobs=torch.zeros(batch.token_ids.shape),
+        finished=torch.tensor([True, False]),
+        prompt_index=torch.tensor([0, 0]),
+        policy_version=torch.tensor([0, 0]),
+    )
+    read = BatchTexts(tokenizer, encoded_prompts).read(sampled)
+    assert [text.finished for text in read] == [True, False]
 
 
 def test_a_prompt_nobody_gave_has_no_text(

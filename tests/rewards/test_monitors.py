@@ -1,7 +1,10 @@
 """The monitors' rules, on numbers worked by hand."""
 
 import pytest
+import torch
+from reward_texts import pairs
 
+from alignment.rewards.combined import ScoredTexts, SourceScores
 from alignment.rewards.monitors import (
     Reading,
     disagreement_rise,
@@ -10,6 +13,7 @@ from alignment.rewards.monitors import (
     repetition_rise,
     token_repetition,
 )
+from alignment.rewards.watch import suspicious_texts
 
 
 def test_nothing_is_read_before_the_baseline_is_whole() -> None:
@@ -76,3 +80,18 @@ def test_repetition_of_tokens_by_hand() -> None:
     assert token_repetition([1, 2, 3, 1, 2, 3]) == pytest.approx(1 / 4)  # 123 231 312 (123)
     assert token_repetition([7] * 12) == pytest.approx(0.9)
     assert token_repetition([1, 2]) == 0.0
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(2.0, ["dddd", "ccc"]), (0.5, ["bb", "a"])])
+def test_texts_behind_a_length_alarm_are_long_or_short_as_the_length_went(
+    ratio: float, chosen: list[str]
+) -> None:
+    totals = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    scored = ScoredTexts(
+        texts=pairs(["a", "bb", "ccc", "dddd"]),
+        tokens=[[1] * n for n in (1, 2, 3, 4)],
+        totals=totals,
+        by_source={"trained": SourceScores(scores=totals)},
+    )
+    texts = suspicious_texts("length", Reading(value=ratio, alarm=True), scored, count=3)
+    assert [text["response"] for text in texts] == chosen
