@@ -7,11 +7,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from alignment.errors import AlignmentError
 from flows.exit_codes import FAILED, INTERRUPTED, WAITING_FOR_PEOPLE
+from flows.label_commands import add_label_commands
 from flows.shipped_configs import shipped_configs
 from flows.waiting import WaitingForPeople
 
@@ -208,7 +210,11 @@ def _add_label(commands: Commands) -> None:
     parser.add_argument("--round", metavar="ID", help="round to rank (the newest open one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7861, help="port; 0 takes a free one (7861)")
+    parser.add_argument(
+        "--accounts", action="store_true", help="let nobody in without a password (see invite)"
+    )
     parser.set_defaults(handler=_label_serve)
+    add_label_commands(partial(_command, actions))
 
 
 def _command(commands: Commands, name: str, summary: str, details: str) -> argparse.ArgumentParser:

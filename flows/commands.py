@@ -175,7 +175,13 @@ def serve_labels(arguments: Namespace) -> int:
             '`preferences.source = "people"` first, or name its store with --store'
         )
     with contextlib.suppress(KeyboardInterrupt):
-        serve(path, arguments.round, host=arguments.host, port=arguments.port)
+        serve(
+            path,
+            arguments.round,
+            host=arguments.host,
+            port=arguments.port,
+            accounts_only=arguments.accounts,
+        )
     return 0
 
 

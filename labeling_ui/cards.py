@@ -114,5 +114,6 @@ class FinishedCard:
 class ReopenedCard:
     """A finished card with what its labeler said, oldest revision first; empty if skipped."""
 
+    round_id: str
     card: Card
     judgements: tuple[Judgement, ...]

@@ -64,6 +64,7 @@ def reopened_card(connection: Connection, assignment_id: str, name: str) -> Reop
         .order_by(annotation.c.revision)
     ).all()
     return ReopenedCard(
+        round_id=row.round_id,
         card=read_card(connection, row),
         judgements=tuple(Judgement.from_row(revision) for revision in said),
     )

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -27,9 +26,11 @@ from labeling_ui.store import LabelStore
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "ALIGNFLOW_LABEL_TOKEN"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 10.0
 PARENT_CHECK_S = 1.0
+LOCAL_LEAD = "local lead"
+"""Whom the link that the command prints signs in."""
 
 
 def serve(
@@ -39,24 +40,28 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7861,
     token: str | None = None,
+    accounts_only: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves the ranking page until Ctrl-C; `announce` gets one line with its address.
+    """Serves the site until Ctrl-C; `announce` gets a line with its address, and one with a link
+    that signs in as a lead, once.
 
     Without `round_id` the newest open round for people is served. Where other machines can
     connect, signing in takes a token: the one given, else that of ALIGNFLOW_LABEL_TOKEN, else one
-    drawn now.
+    that the label database keeps. With `accounts_only` there is no token: a name needs a
+    password, which it gets by an invitation.
 
     Raises:
         StoreError: the label database cannot be used.
         LabelError: there is no such round, or simulated labelers rank it.
         ConfigError: the port is taken, or the token is too short.
     """
-    token = _token_for(host, token)
+    token = None if accounts_only else _token_for(store_path, host, token)
     check_round(store_path, round_id)
     with _listen(host, port) as listener:
         announce(f"Ranking page: {_address(listener, host, token)}")
-        run_on(listener, store_path, round_id, host=host, token=token)
+        announce(f"Lead's page (this link works once): {_lead_link(listener, host, store_path)}")
+        run_on(listener, store_path, round_id, host=host, token=token, accounts_only=accounts_only)
 
 
 def run_on(
@@ -66,6 +71,7 @@ def run_on(
     *,
     host: str,
     token: str | None,
+    accounts_only: bool = False,
     parent: int | None = None,
 ) -> None:
     """Serves on a socket that already listens, until stopped or until process `parent` is gone."""
@@ -77,7 +83,11 @@ def run_on(
 
     with LabelStore.open(store_path) as store:
         site = web_application(
-            store, round_id=round_id, token=token, loopback_only=is_loopback(host)
+            store,
+            round_id=round_id,
+            token=token,
+            loopback_only=is_loopback(host),
+            accounts_only=accounts_only,
         )
         config = uvicorn.Config(
             site, log_level="warning", timeout_graceful_shutdown=2, server_header=False
@@ -130,7 +140,7 @@ def start_server_process(
     Raises:
         StoreError, LabelError, ConfigError: as `serve`; also when the page does not come up.
     """
-    token = _token_for(host, token)
+    token = _token_for(store_path, host, token)
     check_round(store_path, round_id)
     log_path = store_path.with_suffix(".server.log")
     with _listen(host, port) as listener, log_path.open("wb") as log:
@@ -176,14 +186,25 @@ def check_round(store_path: Path, round_id: str | None) -> None:
         )
 
 
-def _token_for(host: str, token: str | None) -> str | None:
+def _token_for(store_path: Path, host: str, token: str | None) -> str | None:
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigError(
             f"the access token has {len(token)} characters; use {MIN_TOKEN_CHARACTERS} or more, "
             "or leave it out to have one drawn"
         )
-    return token if token is not None or is_loopback(host) else secrets.token_urlsafe(18)
+    if token is not None or is_loopback(host):
+        return token
+    with LabelStore.open(store_path) as store:  # kept, so that a restart signs nobody out
+        return store.access_token()
+
+
+def _lead_link(listener: socket.socket, host: str, store_path: Path) -> str:
+    from labeling_ui.accounts import invite
+
+    with LabelStore.open(store_path) as store:
+        key = invite(store, LOCAL_LEAD, role="lead", actor="command line")
+    return f"{_address(listener, host, None)}enter?key={key}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,8 +1,7 @@
-"""Who is at the other end: a signed cookie with a name in it, and where requests may come from.
+"""What a browser holds to be signed in, and where requests may come from.
 
-A labeler signs in with a name; there are no passwords yet, so on anything but this machine an
-access token is needed as well. The cookie is signed with a key from the label database, so it
-survives a restart of the server; with another token it is worthless.
+The cookie carries a name and the epoch of its account, signed with a key from the label
+database, so it survives a restart of the server; with another access token it is worthless.
 """
 
 import base64
@@ -37,20 +36,21 @@ class Sessions:
         """True if no token is needed or this is it; takes the same time for every wrong one."""
         return self._token is None or hmac.compare_digest(given.encode(), self._token.encode())
 
-    def issue(self, name: str) -> str:
-        """The cookie that signs `name` in."""
+    def issue(self, name: str, epoch: int = 0) -> str:
+        """The cookie that signs `name` in; `epoch` comes back with it."""
         encoded = base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
-        return self._signed(f"{encoded}.{int(self._clock()) + SESSION_S}")
+        return self._signed(f"{encoded}.{epoch}.{int(self._clock()) + SESSION_S}")
 
-    def name(self, cookie: str | None) -> str | None:
-        """Who a cookie signs in; None if it is absent, forged or too old."""
+    def read(self, cookie: str | None) -> tuple[str, int] | None:
+        """Name and epoch of a cookie; None if it is absent, forged or too old."""
         body = (cookie or "").rpartition(".")[0]
         if not body or not hmac.compare_digest(self._signed(body).encode(), cookie.encode()):  # type: ignore[union-attr]
             return None
-        encoded, _, expires = body.partition(".")
+        encoded, epoch, expires = body.split(".")
         if int(expires) < self._clock():
             return None
-        return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+        name = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+        return name, int(epoch)
 
     def _signed(self, body: str) -> str:
         return f"{body}.{hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest()}"

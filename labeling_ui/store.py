@@ -5,6 +5,7 @@ may be opened by several processes and used by several threads at once.
 """
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,13 @@ from labeling_ui.cards import (
     RoundStatus,
 )
 from labeling_ui.checks import CheckItem, check_items
-from labeling_ui.database import READ_ONLY, exclusive, explain_database_error, open_database
+from labeling_ui.database import (
+    READ_ONLY,
+    exclusive,
+    explain_database_error,
+    insert_if_absent,
+    open_database,
+)
 from labeling_ui.export import rankings_digest, read_rankings
 from labeling_ui.judgement import Effort, Judgement, RoundSettings, check_tiers
 from labeling_ui.labelers import find_labeler
@@ -306,6 +313,14 @@ class LabelStore:
         with self.read() as connection:
             query = select(setting.c.value).where(setting.c.key == "session_secret")
             return bytes.fromhex(connection.execute(query).scalar_one())
+
+    def access_token(self) -> str:
+        """What signing in takes where other machines can connect; drawn once and kept."""
+        drawn = {"key": "access_token", "value": secrets.token_urlsafe(18)}
+        with self.write() as connection:
+            insert_if_absent(connection, setting, drawn)
+            query = select(setting.c.value).where(setting.c.key == "access_token")
+            return str(connection.execute(query).scalar_one())
 
     def now_ms(self) -> int:
         """The time of this store's clock."""

@@ -3,10 +3,15 @@
 import shutil
 
 import pytest
-from rounds_for_tests import make_candidates
+from rounds_for_tests import make_candidates, rank_everything
 
 from alignment.records import CandidateSet, Message, Prompt, Response
+from labeling_ui import guidelines
+from labeling_ui.accounts import invite
+from labeling_ui.judgement import Judgement
+from labeling_ui.opinions import read_opinions
 from labeling_ui.server import start_server_process
+from labeling_ui.store import LabelStore
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -222,20 +227,137 @@ def test_a_killed_server_loses_nothing(store, store_path, visit):
     assert ranking.tiers == tuple(tier_of[f"text 0.{k}"] for k in range(3))
 
 
-def test_a_round_frozen_under_an_open_card_is_told(store, server, visit):
-    round_id = store.publish_round(make_candidates(2), rankings_per_prompt=1).round_id
+def test_work_on_a_card_of_a_round_frozen_meanwhile_is_kept_aside(store, server, visit):
+    round_id = store.publish_round(make_candidates(4), rankings_per_prompt=1).round_id
     page = visit(server.url)
     sign_in(page, "Ada")
-    wait_for_card(page, "1 of 2")
-    card = store.claim(round_id, "Bob")
+    wait_for_card(page, "1 of 4")
+    card = store.claim(round_id, "Bob")  # Ada holds her card and the one after it
     store.submit(card.assignment_id, "Bob", submission_id="bob-submission", tiers=[0, 1, 2])
     store.freeze(round_id, allow_incomplete=True)
     for key in ("1", "2", "3", "Enter"):
         page.keyboard.press(key)
-    page.locator(".state", has_text="Not saved: round").wait_for()
-    assert "closed" in page.locator(".state").inner_text()
+    page.locator(".state", has_text="kept aside").wait_for()
     page.reload()
     page.get_by_role("heading", name="All done").wait_for()
+    assert len(store.rankings(round_id)) == 1
+
+
+def test_grades_marks_dragging_and_a_change_of_mind(store, server, visit):
+    """All that can be said about a card, and a submission that is taken up again."""
+    round_id = store.publish_round(make_candidates(3, 3), rankings_per_prompt=1).round_id
+    page = visit(server.url)
+    sign_in(page, "Ada")
+    wait_for_card(page, "1 of 3")
+    first = texts(page)
+    for key in ("1", "2", "3"):
+        page.keyboard.press(key)
+    page.keyboard.press("x")  # the third is unacceptable
+    page.keyboard.press("u")
+    page.get_by_role("button", name="privacy").click()
+    page.locator("[data-chip='1']").drag_to(page.locator("[data-drop='before 0']"))
+    lane = page.locator(".lane")
+    page.get_by_role("button", name="How much better is B than A: not graded").click()
+    page.get_by_role("button", name="How much better is B than A: slightly").click()
+    page.get_by_label("Why?").fill("B is short")
+    assert "unacceptable from here" in lane.inner_text()
+    page.locator(".response").nth(0).focus()
+    page.keyboard.press("Enter")
+    wait_for_card(page, "2 of 3")
+    (opinion,) = read_opinions(store, round_id)
+    assert opinion.judgement == Judgement(
+        tiers=(1, 0, 2), gaps=(2, None), bar=2, flags=((2, "privacy"),), rationale="B is short"
+    )
+
+    # Undo: the same card with all of it; a tie now. The open card waits meanwhile.
+    second = texts(page)
+    page.keyboard.press("1")
+    page.keyboard.press("Control+z")
+    page.locator(".state", has_text="version 1").wait_for()
+    assert texts(page) == first
+    page.locator(".response").nth(1).focus()
+    page.keyboard.press("Alt+ArrowDown")
+    page.keyboard.press("=")
+    page.keyboard.press("Enter")
+    wait_for_card(page, "2 of 3")
+    assert texts(page) == second
+    assert page.locator(".rank[aria-pressed=true]").all_inner_texts() == ["1"]
+    (opinion,) = read_opinions(store, round_id)
+    assert (opinion.revision, opinion.judgement.tiers) == (2, (0, 0, 1))
+    assert opinion.judgement.flags == ((2, "privacy"),)
+
+    # Skipped and taken back, by the list of one's work.
+    page.keyboard.press("s")
+    page.get_by_role("button", name="Another reason").click()
+    wait_for_card(page, "2 of 2")
+    page.get_by_role("button", name="My work").click()
+    page.get_by_role("button", name="skipped").click()
+    page.locator(".response", has_text=second[0]).wait_for()
+    assert texts(page) == second
+    for key in ("1", "2", "3", "Enter"):
+        page.keyboard.press(key)
+    page.locator(".state", has_text="Saved").wait_for()
+    assert store.progress(round_id).rankings_done == 2
+
+
+def test_two_responses_have_a_scale_and_the_page_speaks_chinese(store, server, visit):
+    round_id = store.publish_round(make_candidates(1, 2), rankings_per_prompt=1).round_id
+    guidelines.publish(store, "Be *fair*.", "请**公正**。", actor="test")
+    page = visit(server.url, locale="zh-CN")
+    sign_in(page, "Ada")
+    page.get_by_role("button", name="我已阅读并接受").click()
+    page.locator(".response").first.wait_for()
+    page.get_by_role("button", name="A 好得多").click()
+    page.get_by_role("button", name="提交").click()
+    page.get_by_role("heading", name="全部完成").wait_for()
+    (opinion,) = read_opinions(store, round_id)
+    assert (opinion.judgement.tiers, opinion.judgement.gaps) == ((0, 1), (3,))
+    assert opinion.guideline_version == 1
+
+
+def serious(page):
+    """Serious and critical findings of axe-core on the page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [
+        (v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
+    ]
+
+
+def test_a_lead_looks_on_and_freezes_and_nobody_else_can(store, server, visit, store_path):
+    round_id = store.publish_round(make_candidates(3), rankings_per_prompt=2, name="one").round_id
+    rank_everything(store, round_id, ["Bob", "Cem"])
+    with LabelStore.open(store_path) as by_the_clock:  # the server knows no other time
+        key = invite(by_the_clock, "boss", role="lead", actor="test")
+    page = visit(server.url, bypass_csp=True)
+    assert serious(page) == []
+    page.goto(f"{server.url}join?key={key}")
+    assert serious(page) == []
+    page.fill("input[name=password]", "correct horse")
+    page.keyboard.press("Enter")
+    page.get_by_text("Krippendorff's alpha").wait_for()
+    page.get_by_text("6 of 6").wait_for()
+    assert serious(page) == []
+    page.get_by_role("tab", name="Labelers").click()
+    page.get_by_text("person-1").first.wait_for()
+    page.get_by_role("button", name="Freeze for good").click()
+    page.locator(".figures dd", has_text="frozen").wait_for()
+    page.get_by_role("tab", name="Audit log").click()
+    page.get_by_text("freeze", exact=True).first.wait_for()
+    assert serious(page) == []
+    assert store.progress(round_id).frozen_digest is not None
+
+    other = visit(server.url, bypass_csp=True)
+    sign_in(other, "Ada")
+    other.get_by_role("heading", name="All done").wait_for()
+    assert other.request.get(f"{server.url}lead/config").status == 401
+    store.publish_round(make_candidates(2), rankings_per_prompt=1)
+    other.reload()
+    wait_for_card(other, "1 of 2")
+    assert serious(other) == []
+    other.set_viewport_size({"width": 390, "height": 844})
+    assert other.locator(".scroll").evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 def test_a_lost_sign_in_leads_back_to_signing_in(store, server, visit):

@@ -5,31 +5,32 @@ from labeling_ui.sessions import SESSION_S, Sessions, is_loopback, request_allow
 
 @pytest.mark.parametrize("name", ["Ada", "Zoë 陈", "a.b.c", "x" * 60])
 def test_a_cookie_signs_its_name_in(name):
-    assert Sessions(b"secret", None).name(Sessions(b"secret", None).issue(name)) == name
+    assert Sessions(b"secret", None).read(Sessions(b"secret", None).issue(name, 3)) == (name, 3)
 
 
-@pytest.mark.parametrize("cookie", [None, "", "x", "...", "QWRh.9999999999.00", "ä.ö.ü"])
+@pytest.mark.parametrize("cookie", [None, "", "x", "...", "QWRh.0.9999999999.00", "ä.ö.ü"])
 def test_forged_cookies_sign_nobody_in(cookie):
-    assert Sessions(b"secret", None).name(cookie) is None
+    assert Sessions(b"secret", None).read(cookie) is None
 
 
 def test_a_changed_cookie_signs_nobody_in():
     sessions = Sessions(b"secret", None)
-    encoded, expires, signature = sessions.issue("Ada").split(".")
-    assert sessions.name(f"{encoded}.{int(expires) + 1}.{signature}") is None
-    assert sessions.name(f"RXZl.{expires}.{signature}") is None
-    assert sessions.name(f"{encoded}.{expires}.{signature}") == "Ada"
+    encoded, epoch, expires, signature = sessions.issue("Ada").split(".")
+    assert sessions.read(f"{encoded}.{epoch}.{int(expires) + 1}.{signature}") is None
+    assert sessions.read(f"{encoded}.1.{expires}.{signature}") is None
+    assert sessions.read(f"RXZl.{epoch}.{expires}.{signature}") is None
+    assert sessions.read(f"{encoded}.{epoch}.{expires}.{signature}") == ("Ada", 0)
 
 
 def test_cookies_end_with_their_time_their_key_and_their_token(clock):
     sessions = Sessions(b"secret", "token", clock=clock)
     cookie = sessions.issue("Ada")
-    assert Sessions(b"other secret", "token", clock=clock).name(cookie) is None
-    assert Sessions(b"secret", "other token", clock=clock).name(cookie) is None
+    assert Sessions(b"other secret", "token", clock=clock).read(cookie) is None
+    assert Sessions(b"secret", "other token", clock=clock).read(cookie) is None
     clock.now += SESSION_S - 1
-    assert sessions.name(cookie) == "Ada"
+    assert sessions.read(cookie) == ("Ada", 0)
     clock.now += 2
-    assert sessions.name(cookie) is None
+    assert sessions.read(cookie) is None
 
 
 def test_tokens():

@@ -111,7 +111,7 @@ def test_what_the_browser_gets_says_nothing_about_who_wrote_what(site, store, ca
     for secret in ("secret-model", "p0-r", round_id, "person-1", "simulated"):
         assert secret not in everything
     responses = json.loads(payload)["data"]["card"]["responses"]
-    assert {tuple(response) for response in responses} == {("label", "text", "cut_off")}
+    assert {tuple(response) for response in responses} == {("label", "text", "tree", "cut_off")}
 
 
 def test_another_persons_card_is_out_of_reach(site, store, candidates):
@@ -263,7 +263,7 @@ def test_a_newer_round_is_taken_up(site, store, clock, candidates):
     rank_everything(store, first, ["Ada"])
     store.publish_round(make_candidates(5), rankings_per_prompt=1)
     sign_in(site)
-    assert call(site, "rank_next").json()["data"]["total"] == 5
+    assert call(site, "rank_next").json()["data"]["left"] == 5
 
 
 def test_a_sign_in_outlives_a_restart(store, store_path):
@@ -272,3 +272,121 @@ def test_a_sign_in_outlives_a_restart(store, store_path):
         site = make_site(reopened)
         site.cookies.set(COOKIE, cookie)
         assert site.get("/").headers["location"] == "/rank/"
+
+
+LEAD_SESSION = "lead-session"
+
+
+def handlers_of(site, path):
+    """Numbers of all event handlers of a mounted page, from its blocks and not from its API."""
+    mount = next(r for r in site.app.routes if getattr(r, "path", "") == path)
+    return sorted(mount.app.get_blocks().fns)
+
+
+@pytest.mark.parametrize("who", ["nobody", "labeler"])
+def test_no_function_of_the_lead_is_within_reach_of_others(site, store, candidates, who):
+    """By URL, by the queue of either page, and by direct calls: every handler."""
+    round_id = store.publish_round(candidates, rankings_per_prompt=1).round_id
+    if who == "labeler":
+        sign_in(site)
+    numbers = handlers_of(site, "/lead")
+    assert len(numbers) >= 12
+    for path in ("/lead/", "/lead/config", "/lead/gradio_api/info"):
+        answer = site.get(path)
+        assert answer.status_code == 401 or "Krippendorff" not in answer.text
+    for number in numbers:
+        body = {"data": [round_id], "fn_index": number, "session_hash": LEAD_SESSION}
+        for route in ("queue/join", "run/predict", "api/predict"):
+            answer = site.post(f"/lead/gradio_api/{route}", json=body)
+            assert answer.status_code in (401, 404), (number, route, answer.status_code)
+    assert store.progress(round_id).state == "open"
+    assert store.progress(round_id).frozen_digest is None
+
+
+def test_each_handler_of_the_lead_asks_who_calls(site, store, candidates):
+    """Called as from the page's own queue, but with a labeler's cookie."""
+    import gradio
+
+    store.publish_round(candidates, rankings_per_prompt=1)
+    sign_in(site)
+    cookies = dict(site.cookies)
+
+    class Caller:
+        request = type("Inner", (), {"cookies": cookies})()
+
+    mount = next(r for r in site.app.routes if getattr(r, "path", "") == "/lead")
+    functions = [f.fn for f in mount.app.get_blocks().fns.values() if f.fn is not None]
+    assert len(functions) >= 12
+    for function in functions:
+        with pytest.raises(gradio.Error, match="lead's sign-in"):
+            function(Caller())
+
+
+def test_accounts_only_and_too_many_attempts(store):
+    from starlette.testclient import TestClient
+
+    from labeling_ui.accounts import invite
+    from labeling_ui.web import web_application
+
+    application = web_application(
+        store, round_id=None, token=None, loopback_only=True, accounts_only=True
+    )
+    site = TestClient(application, base_url="http://127.0.0.1:7861", follow_redirects=False)
+    assert sign_in(site, "Ada").status_code == 400
+    key = invite(store, "Ada", role="labeler", actor="test")
+    assert "Ada" in site.get(f"/join?key={key}").text
+    assert site.post("/join", data={"key": key, "password": "short"}).status_code == 400
+    joined = site.post("/join", data={"key": key, "password": "correct horse"})
+    assert joined.headers["location"] == "/rank/"
+    assert site.get(f"/join?key={key}").status_code == 410
+    site.cookies.clear()
+    assert sign_in(site, "Ada", password="correct horse").status_code == 303
+    for _ in range(8):
+        assert sign_in(site, "Ada", password="wrong horse").status_code == 400
+    refused = sign_in(site, "Ada", password="correct horse")
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_the_printed_link_signs_a_lead_in_once(site, store):
+    from labeling_ui.accounts import invite
+
+    key = invite(store, "local lead", role="lead", actor="command line")
+    assert site.get(f"/enter?key={key}").headers["location"] == "/lead/"
+    assert site.get("/lead/config").status_code == 200
+    site.cookies.clear()
+    assert site.get(f"/enter?key={key}").status_code == 410
+    assert sign_in(site, "local lead").status_code == 400  # the name alone opens nothing
+
+
+def test_the_next_card_comes_ahead_and_work_can_be_taken_up_again(site, store):
+    store.publish_round(make_candidates(4), rankings_per_prompt=1)
+    sign_in(site)
+    card = call(site, "rank_next").json()["data"]["card"]
+    beside = {"beside": card["assignment_id"]}
+    ahead = call(site, "rank_next", beside).json()["data"]["card"]
+    assert ahead["assignment_id"] != card["assignment_id"]
+    assert call(site, "rank_next", beside).json()["data"]["card"] == ahead
+    both = {"assignment_ids": [card["assignment_id"], ahead["assignment_id"]]}
+    assert call(site, "rank_alive", both).json()["data"] == {"held": 2}
+    sent = {
+        "assignment_id": card["assignment_id"],
+        "submission_id": "web-submission",
+        "tiers": [0, 0, 1],
+        "gaps": [2],
+        "bar": 1,
+        "flags": [[2, "hate"]],
+        "rationale": "because",
+        "active_seconds": 12,
+    }
+    assert call(site, "rank_submit", sent).json()["ok"] is True
+    (finished,) = call(site, "rank_history").json()["data"]["finished"]
+    assert finished["revisions"] == 1
+    reopened = call(site, "rank_reopen", {"assignment_id": card["assignment_id"]}).json()["data"]
+    assert reopened["card"] == card
+    assert reopened["judgements"][0]["flags"] == [[2, "hate"]]
+    edit = sent | {"submission_id": "web-submission-2", "tiers": [1, 0, 1], "revise": True}
+    assert call(site, "rank_submit", edit).json()["ok"] is True
+    sign_in(site, "Eve")
+    stolen = call(site, "rank_reopen", {"assignment_id": card["assignment_id"]}).json()
+    assert stolen["code"] == "refused"
