@@ -29,13 +29,12 @@ from alignment.seeds import derive_seed
 from alignment.training.guards import require_finite
 from alignment.training.ppo_experience import (
     build_experience,
-    check_scored,
     next_coefficient,
     prompts_of_step,
-    score_rollout,
 )
 from alignment.training.ppo_objective import critic_loss, minibatch_denominator, policy_objective
 from alignment.training.ppo_report import PhaseClock, UpdateLog, step_metrics
+from alignment.training.ppo_scoring import check_scored, score_rollout
 from alignment.training.pretraining_mix import PretrainingMix
 from alignment.training.roles import Loss, MetricSink, PPORoles, StepReport, Trainable
 

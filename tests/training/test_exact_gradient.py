@@ -14,9 +14,10 @@ from torch import Tensor
 from alignment.config import OptimizerConfig, PPOConfig
 from alignment.experience import Experience, Rollout, batch_from_rows, select_rows
 from alignment.objectives.running_moments import RunningMoments
-from alignment.training.ppo_experience import build_experience, score_rollout
+from alignment.training.ppo_experience import build_experience
 from alignment.training.ppo_objective import policy_objective
 from alignment.training.ppo_report import PhaseClock
+from alignment.training.ppo_scoring import score_rollout
 from alignment.training.roles import PPORoles
 from benchmarks.exact.in_process import make_roles
 from benchmarks.exact.recurrent import RecurrentLM, random_model

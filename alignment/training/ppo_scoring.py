@@ -1,0 +1,84 @@
+"""What every model says about a rollout, and the limits beyond which training stops."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from alignment.config import PPOConfig
+from alignment.errors import NumericsError
+from alignment.experience import Rollout, ScoredRollout, select_rows
+from alignment.training.guards import require_finite, require_finite_rows, require_one_each
+from alignment.training.ppo_report import PhaseClock
+from alignment.training.roles import PPORoles
+
+
+def score_rollout(
+    roles: PPORoles, rollout: Rollout, minibatches: Sequence[Sequence[int]], clock: PhaseClock
+) -> ScoredRollout:
+    """Ask every model about the rollout, before any of them is updated.
+
+    Old log-probabilities are asked for in the minibatches of the first epoch: the same rows in
+    the same matrix products give the same bits, so that the first ratio is exactly 1.
+    """
+    with clock.phase("score"):
+        scores = roles.reward_model.scores(rollout)
+    with clock.phase("old_logprobs"):
+        old_logprobs = torch.zeros(rollout.token_ids.shape)
+        for rows in minibatches:
+            part = roles.policy.logprobs(select_rows(rollout, rows))
+            old_logprobs[rows, : part.shape[1]] = part
+    with clock.phase("reference_logprobs"):
+        reference_logprobs = roles.reference.logprobs(rollout)
+    old_values = torch.zeros_like(old_logprobs)
+    if roles.critic is not None:
+        with clock.phase("values"):
+            old_values = roles.critic.values(rollout)
+    return ScoredRollout(
+        **{f.name: getattr(rollout, f.name) for f in fields(rollout)},
+        scores=scores,
+        old_logprobs=old_logprobs,
+        reference_logprobs=reference_logprobs,
+        old_values=old_values,
+    )
+
+
+def check_scored(scored: ScoredRollout, config: PPOConfig, *, step: int) -> float:
+    """Refuse numbers that are not finite, a KL or a gap beyond its limit; return the KL.
+
+    Returns:
+        KL of policy against reference in nats a sequence: k1 summed over response tokens, mean
+        over sequences.
+
+    Raises:
+        NumericsError: names the sequence and the quantity, the KL and its budget, or the gap
+            between sampler and trainer and its limit.
+    """
+    require_one_each("reward-model scores", scored.scores, len(scored.token_ids), step=step)
+    require_finite_rows("reward-model score", scored.scores, step=step)
+    require_finite_rows("policy log-probability", scored.old_logprobs, step=step)
+    require_finite_rows("reference log-probability", scored.reference_logprobs, step=step)
+    require_finite_rows("critic value", scored.old_values, step=step)
+    kl_nats = float((scored.old_logprobs - scored.reference_logprobs).sum(1).mean())
+    require_finite("KL", kl_nats, step=step)
+    if kl_nats > config.kl_budget_nats:
+        raise NumericsError(
+            f"KL of the policy from its reference is {kl_nats:.2f} nats a sequence at step {step}, "
+            f"over `ppo.kl_budget_nats` {config.kl_budget_nats:.2f}; training stopped at the last "
+            "checkpoint. Raise `ppo.kl_coefficient`, lower the learning rate, or take fewer steps"
+        )
+    gap, limit = sampler_gap(scored), config.sampler_gap_limit_nats
+    if limit is not None and not float(gap.mean()) <= limit:
+        raise NumericsError(
+            f"sampler and trainer differ by {float(gap.mean()):.2e} nats a token (largest "
+            f"{float(gap.max()):.2e}) at step {step}, over `ppo.sampler_gap_limit_nats` "
+            f"{limit:.2e}; the weights are as before. Compare `cluster.generator_precision` with "
+            "`ppo.precision`, set `ppo.sampler_correction`, or raise the limit"
+        )
+    return kl_nats
+
+
+def sampler_gap(scored: ScoredRollout) -> Tensor:
+    """|sampler's - trainer's log-probability| of each response token, nats, float32 [N]."""
+    return (scored.sampling_logprobs - scored.old_logprobs)[scored.response_mask].abs()
