@@ -1,0 +1,61 @@
+"""`alignflow label publish | rounds | invite | export`, from candidates to training tables."""
+
+import pytest
+
+from alignment.data.tables import read_records, write_records
+from alignment.records import CandidateSet, Message, PreferenceGroup, Prompt, Response
+from flows.cli import main
+from labeling_ui.store import LabelStore
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    sets = [
+        CandidateSet(
+            prompt=Prompt(id=f"p{i}", messages=(Message(role="user", content=f"Why {i}?"),)),
+            responses=tuple(Response(id=f"p{i}-{k}", text=f"text {i}.{k}") for k in range(3)),
+        )
+        for i in range(8)
+    ]
+    path = tmp_path / "candidates.parquet"
+    write_records(path, sets, CandidateSet)
+    return path
+
+
+def test_from_candidates_to_what_reward_model_training_reads(tmp_path, candidates, capsys):
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    assert main(["label", "publish", str(candidates), "--name", "mine", *place]) == 0
+    round_id = capsys.readouterr().out.split()[1].rstrip(":")
+    with LabelStore.open(tmp_path / "labels.sqlite") as labels:
+        while card := labels.claim(round_id, "Ada"):
+            best_first = sorted(range(3), key=lambda k: card.responses[k].text)
+            tiers = [best_first.index(k) for k in range(3)]
+            labels.submit(
+                card.assignment_id,
+                "Ada",
+                submission_id=f"submission-{card.task_id}",
+                tiers=tiers,
+            )
+    assert main(["label", "rounds", *place]) == 0
+    assert "8 of 8 rankings, 1 labelers  mine" in capsys.readouterr().out
+    out = tmp_path / "out"
+    export = ["label", "export", round_id, "--out", str(out), "--heldout-share", "0.4", *place]
+    assert main(export) == 0
+    train = read_records(out / "preference_groups.parquet", PreferenceGroup)
+    heldout = read_records(out / "heldout_preference_groups.parquet", PreferenceGroup)
+    ids = [group.prompt.id for group in (*train, *heldout)]
+    assert sorted(ids) == [f"p{i}" for i in range(8)]
+    assert all(c.preference == 1 for group in train for c in group.comparisons)
+    assert main(export) == 1  # never into a folder that has something in it
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_an_invitation_is_printed(tmp_path, capsys):
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    assert main(["label", "invite", "Ada", "--role", "lead", *place]) == 0
+    assert capsys.readouterr().out.startswith("/join?key=")
+
+
+def test_a_store_without_rounds_is_told(tmp_path, capsys):
+    assert main(["label", "rounds", "--store", str(tmp_path / "none")]) == 1
+    assert "no round was published there" in capsys.readouterr().err
