@@ -325,5 +325,6 @@ LEAD_CSS = """
 .figures { display: flex; flex-wrap: wrap; gap: 12px 32px; margin: 8px 0 16px; }
 .figures dt { color: #4a5568; font-size: 14px; }
 .figures dd { margin: 0; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
+button.stop { background: #a11b14 !important; color: #fff !important; }
 h1 { font-size: 22px; font-weight: 650; }
 """

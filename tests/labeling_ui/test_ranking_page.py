@@ -340,11 +340,11 @@ def test_a_lead_looks_on_and_freezes_and_nobody_else_can(store, server, visit, s
     page.get_by_text("6 of 6").wait_for()
     assert serious(page) == []
     page.get_by_role("tab", name="Labelers").click()
-    page.get_by_text("person-1").first.wait_for()
+    page.locator("text=too little to tell >> visible=true").first.wait_for()
     page.get_by_role("button", name="Freeze for good").click()
     page.locator(".figures dd", has_text="frozen").wait_for()
     page.get_by_role("tab", name="Audit log").click()
-    page.get_by_text("freeze", exact=True).first.wait_for()
+    page.locator("text=/^freeze$/ >> visible=true").first.wait_for()
     assert serious(page) == []
     assert store.progress(round_id).frozen_digest is not None
 
