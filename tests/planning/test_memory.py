@@ -53,6 +53,14 @@ def test_bfloat16_keeps_a_copy_of_every_weight():
     assert mixed.weights == plain.weights
 
 
+def test_ranks_reduce_gradients_through_a_bucket():
+    """5e8 numbers at most, beside the dense gradients of embedding and head."""
+    dense = 2 * 4 * 32000 * 4096
+    for stage in (0, 1, 2):
+        assert memory(trained(ranks=2, gpus=1, zero_stage=stage)).buffers == dense + 2_000_000_000
+        assert memory(trained(gpus=1, zero_stage=stage)).buffers == dense
+
+
 def test_lora_updates_its_adapters_only():
     """r 16 on all seven matrices of 30 layers: 16 x 30 x (4x576 + 2x192 + 3x(576 + 1536) + 2x576)
     numbers; q alone: 16 x 30 x (576 + 576).

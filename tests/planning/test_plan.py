@@ -120,6 +120,13 @@ def test_alternatives_really_fit(name, gpus, kind):
     assert [a.gpus for a in found] == sorted((a.gpus for a in found), reverse=True)
 
 
+def test_the_first_alternative_does_not_recompute_where_memory_is_ample():
+    request = ppo_request(KNOWN_SHAPES["qwen2.5-0.5b"], LONG, gpus=1, precision="bfloat16")
+    first, *_ = alternatives(request, ClusterConfig(), WORK, machines(gpus=8), section="ppo")
+    assert "ppo.gradient_checkpointing" not in first.settings
+    assert first.settings.get("ppo.zero_stage", 0) < 3
+
+
 def test_a_reference_in_the_policy_s_processes_takes_nothing_of_its_own():
     request = ppo_request(SMOL, lora={"r": 8})
     shared = replace(frozen(), adapter_off="policy")
