@@ -108,6 +108,58 @@ def test_threads_claim_and_submit_everything_once(store, store_path):
     assert_counters_hold(store_path)
 
 
+RECOUNT = """
+    SELECT task.id FROM task WHERE done + leased > wanted
+    OR done != (SELECT count(*) FROM assignment a WHERE a.task_id = task.id AND a.state = 'done')
+    OR leased != (SELECT count(*) FROM assignment a
+                  WHERE a.task_id = task.id AND a.state = 'leased')
+"""
+
+
+def test_600_claims_of_24_labelers_with_lost_leases(store):
+    """On either database; every ranking is sent twice, some after their lease ran out."""
+    round_id = store.publish_round(make_candidates(200), rankings_per_prompt=3).round_id
+    wrong = []
+
+    def label(number):
+        name, receipts = f"labeler {number}", []
+        while (card := store.claim(round_id, name, lease_s=20)) is not None:
+            if number % 8 == 0 and len(receipts) % 5 == 4:
+                store._clock.now += 21  # everyone's lease runs out
+            for _ in range(2):
+                receipt = store.submit(
+                    card.assignment_id,
+                    name,
+                    submission_id=f"{number:02d}:{card.task_id}",
+                    tiers=[0, 0, 1],
+                )
+            receipts.append((receipt.submission_id, receipt.counted))
+        return receipts
+
+    def watch(stop):
+        while not stop.wait(0.05):
+            with store.read() as connection:
+                wrong.extend(connection.exec_driver_sql(RECOUNT).all())
+
+    stop = threading.Event()
+    watcher = threading.Thread(target=watch, args=(stop,))
+    watcher.start()
+    with ThreadPoolExecutor(24) as pool:
+        receipts = [receipt for result in pool.map(label, range(24)) for receipt in result]
+    stop.set()
+    watcher.join()
+
+    assert wrong == []
+    assert store.progress(round_id).rankings_done == 600
+    assert len(receipts) == len(set(receipts)) >= 600
+    with store.read() as connection:
+        stored = connection.exec_driver_sql("SELECT id FROM annotation").scalars().all()
+    assert sorted(stored) == sorted(submission_id for submission_id, _ in receipts)
+    counted = {r.annotation_id for r in store.rankings(round_id)}
+    assert counted == {submission_id for submission_id, done in receipts if done}
+    assert len(counted) == 600
+
+
 def test_one_submission_sent_by_many_threads_at_once(store):
     round_id = store.publish_round(make_candidates(1), rankings_per_prompt=1).round_id
     card = store.claim(round_id, "Ada")
