@@ -67,7 +67,8 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = trained_parts(roles)
-        self._make_room(parts, state.step)
+        needed = checkpoint_bytes(parts)
+        self._make_room(needed, state.step)
         final = self.folder / f"step-{state.step:06d}"
         draft = self.folder / f"draft-{state.step:06d}"
         shutil.rmtree(draft, ignore_errors=True)
@@ -84,9 +85,8 @@ class Checkpoints:
                 role.save_checkpoint(draft / name)
             write_synced(draft / LOOP_FILE, json.dumps(record, indent=1).encode())
         except Exception:
-            missing = checkpoint_bytes(parts) - bytes_below(draft)
             try:
-                self._require_space(missing, state.step)
+                self._require_space(needed - bytes_below(draft), state.step)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -181,9 +181,8 @@ class Checkpoints:
         self.changes = [f"resumed after step {self.newest_step()} with {c}" for c in changes]
         self._warn(f"not exact any more after step {self.newest_step()}: {said}")
 
-    def _make_room(self, parts: dict[str, Trainable], step: int) -> None:
+    def _make_room(self, needed: int, step: int) -> None:
         """Drop all but the newest where the next one would not fit beside them."""
-        needed = checkpoint_bytes(parts)
         for old in self._complete()[:-1]:
             if shutil.disk_usage(self.folder).free < needed:
                 shutil.rmtree(old)
