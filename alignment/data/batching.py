@@ -5,8 +5,10 @@ rank and after every resume. A *group* is the set of rows that must stay togethe
 responses of one prompt.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -33,16 +35,28 @@ def plan_microbatches(
     """
     units = sorted(_units(lengths, groups), key=lambda unit: (-unit.longest, unit.rows[0]))
     one_more = tokens_per_microbatch / 32
+    runs: list[int] = []  # of each unit: where the units of its length begin
+    for index, unit in enumerate(units):
+        same = index > 0 and units[index - 1].longest == unit.longest
+        runs.append(runs[-1] if same else index)
+    rows_before = [0, *accumulate(len(unit.rows) for unit in units)]
     # cheapest[i] is the cost of the first i units, and where the last microbatch then starts.
     cheapest: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, len(units) + 1):
-        rows, options = 0, []
-        for start in range(end - 1, -1, -1):
-            rows += len(units[start].rows)
-            padded = rows * units[start].longest
-            if padded > tokens_per_microbatch and start < end - 1:
+        options = []
+        # Taking in one more unit of the same length never costs more, so that one start is tried
+        # for each length: the earliest that fits.
+        last = end - 1
+        while last >= 0:
+            longest = units[last].longest
+            most_rows = tokens_per_microbatch // longest if longest else rows_before[end]
+            earliest = bisect_left(rows_before, rows_before[end] - most_rows)
+            start = min(max(earliest, runs[last]), end - 1)
+            if start > last:
                 break
+            padded = (rows_before[end] - rows_before[start]) * longest
             options.append((cheapest[start][0] + padded + one_more, start))
+            last = start - 1 if start == runs[start] else -1
         cheapest.append(min(options))
     plan: list[list[int]] = []
     end = len(units)
