@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from alignment.config import OptimizerConfig, PPOConfig
-from alignment.experience import TokenBatch
-from alignment.models.loading import load_language_model
+from alignment.config import OptimizerConfig, PPOConfig, TrainingConfig
+from alignment.experience import Rollout, TokenBatch
 from alignment.role_specs import FrozenSpec, TrainableSpec
-from alignment.roles_local import LocalGenerator, LocalTrainable, start_roles
+from alignment.roles_local import LocalFrozen, LocalGenerator, LocalTrainable
 from alignment.training.roles import PPORoles
+from benchmarks.exact.recurrent import RecurrentLM, language_model, value_model
 from benchmarks.exact.task import Task, response_logprobs
 
 NO_END_OF_TURN = -1
+NOWHERE = Path("in this process")
+MANY = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,27 @@ class TableScorer:
     def scores(self, batch: TokenBatch) -> Tensor:
         """The reward of each response, float32 [B]."""
         return self.task.reward_of(batch)
+
+
+class NothingSaved:
+    """Checkpoints of a training that takes seconds."""
+
+    def restore(self, roles: PPORoles) -> None:
+        """There is never one to go on from."""
+
+    def write(self, roles: PPORoles, state: object) -> None:
+        """Forget it."""
+
+
+class NothingKept:
+    """A journal of a training that is never resumed."""
+
+    def replay(self, step: int) -> None:
+        """Every step is sampled."""
+
+    def keep(self, step: int, rollout: Rollout) -> Rollout:
+        """Hand it back."""
+        return rollout
 
 
 @dataclass
@@ -42,7 +65,7 @@ class Curve:
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the step's metrics and, on the interval, every response's log-probability."""
         self.metrics.append(dict(metrics))
-        if step == 1 or step % self.every == 0:
+        if step % self.every == 0:
             self.look(step)
 
     def look(self, step: int) -> None:
@@ -52,47 +75,51 @@ class Curve:
 
 
 def language_role(
-    folder: Path, config: PPOConfig, optimizer: OptimizerConfig, *, updates: int
+    causal_lm: RecurrentLM, training: TrainingConfig, optimizer: OptimizerConfig, *, updates: int
 ) -> LocalTrainable:
     """The policy, starting from the reference."""
-    spec = TrainableSpec(
-        name="policy",
-        kind="language",
-        model_folder=folder,
-        optimizer=optimizer,
-        training=config,
-        total_steps=updates,
-        seed=0,
-        entropy_gradient=config.entropy_coefficient > 0,
+    spec = _trainable("policy", "language", training, optimizer, updates)
+    return LocalTrainable(language_model(causal_lm), spec)
+
+
+def reference_role(causal_lm: RecurrentLM) -> LocalFrozen:
+    """The reference."""
+    spec = FrozenSpec(
+        name="reference", kind="language", model_folder=NOWHERE, tokens_per_microbatch=MANY
     )
-    role: LocalTrainable = start_roles([spec])["policy"]
-    return role
+    return LocalFrozen(language_model(causal_lm), spec)
 
 
-def make_roles(folder: Path, task: Task, config: PPOConfig) -> PPORoles:
+def make_roles(causal_lm: RecurrentLM, task: Task, config: PPOConfig) -> PPORoles:
     """Policy, reference, table of rewards, generator, and a critic where the method has one."""
     critic = None
     if config.critic_optimizer is not None:
-        spec = TrainableSpec(
-            name="critic",
-            kind="value",
-            model_folder=folder,
-            optimizer=config.critic_optimizer,
-            training=config,
-            total_steps=config.steps * config.updates_per_step,
-            seed=0,
-        )
-        critic = start_roles([spec])["critic"]
-    reference = FrozenSpec(
-        name="reference",
-        kind="language",
-        model_folder=folder,
-        tokens_per_microbatch=config.tokens_per_microbatch,
-    )
+        updates = config.steps * config.updates_per_step
+        spec = _trainable("critic", "value", config, config.critic_optimizer, updates)
+        critic = LocalTrainable(value_model(causal_lm), spec)
+    sampler = language_model(causal_lm).causal_lm
     return PPORoles(
-        policy=language_role(folder, config, config.optimizer, updates=config.policy_updates),
+        policy=language_role(causal_lm, config, config.optimizer, updates=config.policy_updates),
         critic=critic,
-        reference=start_roles([reference])["reference"],
+        reference=reference_role(causal_lm),
         reward_model=TableScorer(task),
-        generator=LocalGenerator(load_language_model(folder).causal_lm, end_of_turn=NO_END_OF_TURN),
+        generator=LocalGenerator(sampler, end_of_turn=NO_END_OF_TURN),
+    )
+
+
+def _trainable(
+    name: str,
+    kind: Literal["language", "value"],
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    updates: int,
+) -> TrainableSpec:
+    return TrainableSpec(
+        name=name,
+        kind=kind,
+        model_folder=NOWHERE,
+        optimizer=optimizer,
+        training=training,
+        total_steps=updates,
+        seed=0,
     )

@@ -5,7 +5,6 @@ responses; response s is the number s written in base V, first token first.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from alignment.experience import EncodedPrompt, TokenBatch
 
 VOCABULARY, LENGTH, PROMPTS = 8, 4, 3
 PROMPT_LENGTH = 2
-PAIRS = 0.5
+PAIRS = 0.25
 """How much a response's reward depends on pairs of neighbouring tokens, beside single tokens."""
 
 
@@ -62,26 +61,6 @@ class Task:
         return float((logprobs.exp() * (self.rewards - penalty)).sum(1).mean())
 
 
-def make_reference(folder: Path, *, seed: int, vocabulary: int = VOCABULARY) -> None:
-    """Write a random one-layer Llama over the task's own tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
 def make_task(
     causal_lm: Any,
     *,
@@ -94,8 +73,9 @@ def make_task(
 ) -> Task:
     """Random rewards, standardised under the reference.
 
-    r(x, y) = sum over places of u_x[t, y_t] + `pairs` * sum over neighbours of b_x[t, y_t, y_t+1]
-    + `own` * e_x[y], all independent standard normals.
+    r(x, y) = sum over places of u_x[t, y_t] + `pairs` * sum over neighbours of b[y_t, y_t+1]
+    + `own` * e_x[y], all independent standard normals: each prompt likes other tokens at each
+    place, all like the same pairs, and `own` is what nothing but the whole response tells.
     """
     encoded = tuple(
         EncodedPrompt(id=f"p{index}", token_ids=(index % vocabulary, (index + 1) % vocabulary))
@@ -118,9 +98,9 @@ def make_task(
     raw = own * normal(prompts, empty.size)
     for place in range(length):
         raw += normal(prompts, vocabulary)[:, tokens[:, place]]
+    table = normal(vocabulary, vocabulary)
     for place in range(length - 1):
-        table = normal(prompts, vocabulary, vocabulary)
-        raw += pairs * table[:, tokens[:, place], tokens[:, place + 1]]
+        raw += pairs * table[tokens[:, place], tokens[:, place + 1]]
     probability = reference.exp()
     centred = raw - (probability * raw).sum(1, keepdim=True)
     deviation = (probability * centred.square()).sum(1, keepdim=True).sqrt()
