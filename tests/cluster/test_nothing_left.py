@@ -65,7 +65,9 @@ def test_nothing_stays_when_a_driver_ends(
             os.kill(actor, signal.SIGSTOP)  # it cannot see that its driver is gone
         if isinstance(ending, signal.Signals):
             driver.send_signal(ending)
-        assert driver.wait(timeout=60) == code
+        ended = driver.wait(timeout=180)
+        # Ray's own handler of SIGTERM may end in an abort while its threads are still at work.
+        assert ended in {code, -signal.SIGABRT} if ending is signal.SIGTERM else ended == code
     finally:
         if driver.poll() is None:
             driver.kill()
