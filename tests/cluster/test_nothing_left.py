@@ -53,6 +53,8 @@ def test_nothing_stays_when_a_driver_ends(
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # A shell that runs pytest in the background has SIGINT ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert driver.stdout is not None
