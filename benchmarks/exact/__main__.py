@@ -33,8 +33,8 @@ def main() -> int:
     started = time.monotonic()
     jobs = [
         (method, beta, seed)
-        for seed in range(chosen.seeds)
         for method in chosen.methods
+        for seed in range(chosen.seeds)
         for beta in chosen.betas
     ]
     outcomes = []

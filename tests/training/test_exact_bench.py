@@ -60,7 +60,7 @@ def test_no_policy_beats_the_closed_form_and_kl_measures_the_distance(
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "reinforce++_baseline", "rloo"])
 def test_expected_update_vanishes_at_a_methods_own_optimum(task: Task, method: str) -> None:
     """Free logits a prefix; the K -> infinity gradient, shrunk by (K - 1) / K where it applies."""
-    beta, responses = 0.7, 4
+    beta, responses = 2.0, 4
     optimum = own_optimum(task, method, beta, responses_per_prompt=responses)
     logits = [t.clone().requires_grad_() for t in conditionals(optimum, task)]
     policy = [table.log_softmax(-1) for table in logits]
