@@ -15,7 +15,7 @@ from benchmarks.exact.task import Task
 
 ROUNDS = 300
 SMALLEST = 1e-3
-"""A deviation that shrinks to nothing, and with it the weight of KL, stops here: a greedy policy."""
+"""A deviation that shrinks to nothing, and the weight of KL with it, ends here: a greedy policy."""
 
 
 def own_optimum(task: Task, method: str, beta: float, *, responses_per_prompt: int) -> Tensor:
