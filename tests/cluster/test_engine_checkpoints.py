@@ -41,7 +41,13 @@ LORA = LoRAConfig(r=4, dropout=0.2)
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "ranks", "lora"), [(0, 1, None), (2, 2, None), (0, 1, LORA), (3, 2, LORA)]
+    ("zero_stage", "ranks", "lora"),
+    [
+        (0, 1, None),
+        (2, 2, None),
+        (0, 1, LORA),
+        pytest.param(3, 2, LORA, marks=pytest.mark.slow),
+    ],
 )
 def test_a_fresh_process_continues_bit_for_bit(
     cluster: Cluster,

@@ -45,7 +45,8 @@ class Stage:
     """The roles of a run, of which single ones can be started anew."""
 
     def __init__(self, cluster: Cluster, model: Path, config: PPOConfig) -> None:
-        self._cluster = Cluster(cluster.config, logs=cluster.logs)
+        patient = cluster.config.model_copy(update={"start_timeout_s": 600.0})
+        self._cluster = Cluster(patient, logs=cluster.logs)
         self._specs = {spec.name: spec for spec in role_specs(model, config)}
         self._roles: dict[str, Any] = self._cluster.start_roles(list(self._specs.values()))
 
