@@ -158,6 +158,9 @@ class PPOConfig(TrainingConfig):
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First steps in which only the critic is updated."""
     pretraining_mix: PretrainingMixConfig | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Export a moving average of the policy's weights, which keeps this share of itself at each
+    update; DeepSpeed-Chat uses 0.992. Absent: the weights themselves are exported."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=4e-5, final_learning_rate_fraction=0.31
     )
@@ -273,6 +276,16 @@ def _option_problems(config: PPOConfig) -> list[str]:
         problems.append(
             "`ppo.sampler_correction` corrects for `ppo.old_logprobs = "
             '"trainer"`; with "sampler" the ratio already starts from the sampler: remove one'
+        )
+    if config.ema_decay is not None and config.lora is not None:
+        problems.append(
+            "`ppo.ema_decay` averages weights, and the average of LoRA's two factors is not that "
+            "of their product: remove one of `ppo.ema_decay` and `ppo.lora`"
+        )
+    if config.ema_decay is not None and config.zero_stage == 3:
+        problems.append(
+            "`ppo.ema_decay` needs whole weights on every rank, which `ppo.zero_stage = 3` does "
+            "not have: use 0, 1 or 2, or remove `ppo.ema_decay`"
         )
     if config.update_kl_limit_nats is not None and config.updates_per_step == 1:
         problems.append(

@@ -71,6 +71,7 @@ def policy_loss(
         loss=aggregation_numerator(losses, mask, aggregation),
         metrics={
             "tokens": mask.sum(),
+            "all_tokens": batch.attention_mask.sum(),
             "entropy": outputs.entropy[mask].sum(),
             "clipped": per_token.is_clipped.sum(),
             "approximate_kl": per_token.approximate_kl.sum(),
@@ -86,7 +87,11 @@ def critic_loss(outputs: ValueOutputs, batch: Experience, *, clip: float | None)
     )
     return LossSums(
         loss=per_token.losses.sum(),
-        metrics={"tokens": batch.response_mask.sum(), "clipped": per_token.is_clipped.sum()},
+        metrics={
+            "tokens": batch.response_mask.sum(),
+            "all_tokens": batch.attention_mask.sum(),
+            "clipped": per_token.is_clipped.sum(),
+        },
     )
 
 

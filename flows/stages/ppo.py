@@ -199,6 +199,7 @@ def ppo_role_specs(
             resources=cluster.policy,
             temperature=ppo.temperature,
             entropy_gradient=ppo.entropy_coefficient > 0,
+            ema_decay=ppo.ema_decay,
         ),
         FrozenSpec(
             name="reference",

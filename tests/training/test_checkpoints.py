@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mounts import small_disk
+from safetensors.torch import load_file
 from toy_roles import ListSink, toy_config, toy_prompts, toy_roles
 
 from alignment.checkpoints import Checkpoints, RolloutJournal
@@ -246,6 +247,27 @@ def test_a_damaged_journal_is_refused_by_name(
         (tmp_path / "step-000001.pt").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"step-000001\.pt is damaged"):
             RolloutJournal(tmp_path).replay(1)
+
+
+def test_the_average_is_exported_and_goes_on_to_the_bit(
+    tiny_model: Path, tmp_path: Path, unbroken: tuple[Path, PPORoles]
+) -> None:
+    """It changes nothing that is trained, and a resumed run exports what an unbroken one does."""
+    config = toy_config(steps=3, checkpoint_every_steps=1, ema_decay=0.9)
+    whole, resumed = toy_roles(tiny_model, config), toy_roles(tiny_model, config)
+    train(whole, tmp_path / "whole", config)
+    assert torch.equal(weights(whole), weights(unbroken[1]))
+    train(toy_roles(tiny_model, config), tmp_path / "cut", config.model_copy(update={"steps": 1}))
+    train(resumed, tmp_path / "cut", config)
+    exported = []
+    for name, roles in (("whole", whole), ("resumed", resumed), ("plain", unbroken[1])):
+        roles.policy.export(tmp_path / name / "model")
+        exported.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    average, again, plain = exported
+    for name in average:
+        assert torch.equal(average[name], again[name]), name
+    assert any(float((average[name] - plain[name]).abs().max()) > 1e-3 for name in average)
+    assert torch.equal(weights(whole), weights(unbroken[1])), "the policy keeps its own weights"
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def last_returns(**settings: object) -> list[float]:
         ({"sequences_per_minibatch": 8, "update_kl_limit_nats": 0.1}, "update_kl_limit_nats"),
         ({"critic_warmup_steps": 3}, r"leaves none of `ppo\.steps` 3"),
         ({"dual_clip": 1.0}, "greater than 1"),
+        ({"ema_decay": 0.9, "lora": {}}, r"`ppo\.ema_decay` and `ppo\.lora`"),
+        ({"ema_decay": 0.9, "zero_stage": 3}, r"`ppo\.zero_stage = 3` does not have"),
+        ({"ema_decay": 1.0}, "less than 1"),
     ],
 )
 def test_settings_that_contradict_or_do_nothing_are_refused_by_name(
