@@ -32,7 +32,7 @@ def train(
     train_ppo(
         config,
         roles,
-        toy_prompts(5),
+        toy_prompts(11),
         seed=0,
         checkpoints=checkpoints,
         journal=RolloutJournal(folder / "journal"),
@@ -296,12 +296,16 @@ def test_bad_scores_stop_in_the_step_and_the_last_good_state_goes_on(
     assert_same(roles, tmp_path, unbroken)
 
 
-def test_no_prompts_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prompts"):
+@pytest.mark.parametrize("count", [0, 7])
+def test_fewer_prompts_than_a_step_takes_are_refused(
+    count: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    said = rf"there are {count} prompts .* `ppo\.prompts_per_step` 8 different ones"
+    with pytest.raises(DataError, match=said):
         train_ppo(
             CONFIG,
             toy_roles(tiny_model, CONFIG),
-            [],
+            toy_prompts(count),
             seed=0,
             checkpoints=Checkpoints(tmp_path, stage_version=1),
             journal=RolloutJournal(tmp_path),
