@@ -72,9 +72,11 @@ class MemorySampler:
         self._thread.join()
 
     def watch(self, name: str, pid: int) -> None:
-        """Also sample process `pid` from now on, under `name`, e.g. `policy/0`."""
+        """Also sample process `pid`, now and from now on, under `name`, e.g. `policy-0`."""
+        size = _pss_kib(pid)
         with self._lock:
             self._watched[name] = pid
+            self._peak_pss[name] = max(self._peak_pss.get(name, 0), size)
 
     def report(self) -> MemoryReport:
         """What was seen so far."""
