@@ -20,7 +20,7 @@ from alignment.config import PPOConfig
 from alignment.errors import CheckpointError, DataError, NumericsError
 from alignment.exactness import Exactness, exactness_of, instruction_set
 from alignment.training.ppo import train_ppo
-from alignment.training.roles import PPORoles
+from alignment.training.roles import PPORoles, StepReport
 
 CONFIG = toy_config(steps=3, checkpoint_every_steps=1)
 
@@ -255,6 +255,15 @@ def test_the_average_is_exported_and_goes_on_to_the_bit(
     """It changes nothing that is trained, and a resumed run exports what an unbroken one does."""
     config = toy_config(steps=3, checkpoint_every_steps=1, ema_decay=0.9)
     whole, resumed = toy_roles(tiny_model, config), toy_roles(tiny_model, config)
+    expected, step = whole.policy.weights(), whole.policy.step
+
+    def step_and_average() -> StepReport:
+        report = step()
+        for name, weight in whole.policy.weights().items():
+            expected[name].mul_(0.9).add_(weight, alpha=0.1)
+        return report
+
+    whole.policy.step = step_and_average  # type: ignore[method-assign]
     train(whole, tmp_path / "whole", config)
     assert torch.equal(weights(whole), weights(unbroken[1]))
     train(toy_roles(tiny_model, config), tmp_path / "cut", config.model_copy(update={"steps": 1}))
@@ -266,6 +275,7 @@ def test_the_average_is_exported_and_goes_on_to_the_bit(
     average, again, plain = exported
     for name in average:
         assert torch.equal(average[name], again[name]), name
+        torch.testing.assert_close(average[name], expected[name], atol=1e-6, rtol=0)
     assert any(float((average[name] - plain[name]).abs().max()) > 1e-3 for name in average)
     assert torch.equal(weights(whole), weights(unbroken[1])), "the policy keeps its own weights"
 
