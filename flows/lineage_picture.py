@@ -181,7 +181,7 @@ def _places(
     columns: Sequence[Sequence[str]], boxes: dict[str, _Box], tallest: float
 ) -> dict[str, tuple[float, float]]:
     """Top left corner of each box, and start of each passing arrow, in pixels."""
-    places = {}
+    places: dict[str, tuple[float, float]] = {}
     for number, column in enumerate(columns):
         y = _MARGIN + (tallest - _tall(column, boxes)) / 2
         for key in column:

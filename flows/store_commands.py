@@ -42,7 +42,23 @@ def add_store_commands(command: MakeCommand) -> None:
     parser.add_argument("--rankings", action="store_true", help="list each ranking too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write an SVG picture instead")
     parser.set_defaults(handler=show_lineage)
+    _add_release(command)
     _add_store(command)
+
+
+def _add_release(command: MakeCommand) -> None:
+    parser = command(
+        "release",
+        "write a finished run's policy as a folder that transformers and vLLM load",
+        "The folder holds merged weights, tokenizer, model card and lineage, and no names of "
+        "labelers.\n\nexample:\n  alignflow release quickstart --out release/",
+    )
+    _add_run(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--despite-checks", action="store_true", help="also if a check of the run failed"
+    )
+    parser.set_defaults(handler=release_policy)
 
 
 def _add_store(command: MakeCommand) -> None:
@@ -111,6 +127,20 @@ def show_lineage(arguments: Namespace) -> int:
             from flows.lineage_text import render_text
 
             print(render_text(graph, rankings=arguments.rankings))
+    return 0
+
+
+def release_policy(arguments: Namespace) -> int:
+    """Write the release folder and say what is in it."""
+    from flows.commands import named_run
+    from flows.release import release
+
+    folder = named_run(arguments.run, arguments.runs)
+    done = release(folder, arguments.out, despite_checks=arguments.despite_checks)
+    print(
+        f"{done.folder}: policy {done.policy.key[:12]} of run {folder.name}, "
+        f"{done.bytes} bytes, with README.md, lineage.json and lineage.svg"
+    )
     return 0
 
 
