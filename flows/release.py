@@ -21,7 +21,7 @@ from flows.lineage_picture import render_picture
 from flows.manifest import OUTPUTS_FOLDER, Artifact, digest_file
 from flows.model_card import model_card
 from flows.run_record import read_run
-from flows.store import ArtifactStore
+from flows.shared_store import store_of_run
 from flows.summary import Summary, read_summary
 
 POLICY_STAGE, MODEL_OUTPUT = "ppo", "model"
@@ -52,7 +52,7 @@ def release(run_folder: Path, out: Path, *, despite_checks: bool = False) -> Rel
     summary = read_summary(run_folder)
     if not despite_checks:
         _require_passed(summary)
-    store = ArtifactStore(Path(run.store))
+    store = store_of_run(run)
     record = run.stages.get(POLICY_STAGE)
     policy = (
         store.get(POLICY_STAGE, record.finished_key) if record and record.finished_key else None

@@ -108,10 +108,10 @@ def show_lineage(arguments: Namespace) -> int:
     from flows.commands import named_run, until_nobody_reads
     from flows.lineage import run_lineage
     from flows.run_record import read_run
-    from flows.store import ArtifactStore
+    from flows.shared_store import store_of_run
 
     folder = named_run(arguments.run, arguments.runs)
-    graph = run_lineage(ArtifactStore(Path(read_run(folder).store)), folder)
+    graph = run_lineage(store_of_run(read_run(folder)), folder)
     if not graph.ends:
         raise StoreError(f"run {folder.name} has no finished stage in the store yet")
     with until_nobody_reads():
