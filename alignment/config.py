@@ -340,13 +340,17 @@ def _round_problems(config: PipelineConfig) -> list[str]:
             f"`rounds.count` is {count}, but imported comparisons are ranked once and for all: let "
             "people or the panel rank, or remove it"
         )
-    wanted, available = config.candidates.prompts, config.data.train_prompts
-    if wanted is not None and available is not None and count * wanted > available:
-        problems.append(
-            f"`rounds.count` {count} x `candidates.prompts` {wanted} = {count * wanted} prompts, "
-            f"but `data.train_prompts` is {available}, and no round ranks another's prompts: "
-            "raise it, or rank fewer a round"
-        )
+    available = config.data.train_prompts
+    for setting, wanted in (
+        ("candidates.prompts", config.candidates.prompts),
+        ("ppo.prompts_per_step", config.ppo.prompts_per_step),
+    ):
+        if wanted is not None and available is not None and wanted > available // count:
+            problems.append(
+                f"`{setting}` is {wanted}, but `rounds.count` {count} leaves each round "
+                f"{available // count} of the {available} of `data.train_prompts`, as no round "
+                "takes another's: raise that, or lower the other two"
+            )
     return problems
 
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -162,7 +163,7 @@ def _checks(
     versions = sorted({int(row["ppo/policy_version"]) for row in steps})
     pids = {actor.pid for actor in actors if stage_of(actor.stage) == "ppo"}
     checks = {
-        "all_stages_done": Check(passed=True, detail=", ".join(s.stage for s in stages)),
+        "all_stages_done": Check(passed=True, detail=_counted(stages)),
         "all_finite": Check(
             passed=finite, detail=f"{len(values)} recorded values of {len(steps)} PPO steps"
         ),
@@ -190,6 +191,12 @@ def _checks(
             detail=f"{len(pids)} processes held the {len(roles)} roles",
         )
     return checks
+
+
+def _counted(stages: Sequence[Artifact]) -> str:
+    """Names of the stages, with how many rounds have each where it is more than one."""
+    counts = Counter(stage.stage for stage in stages)
+    return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())
 
 
 PPO_ROLES = ("policy", "critic", "reference", "reward_model", "generator")
