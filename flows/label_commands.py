@@ -1,7 +1,9 @@
-"""`alignflow label ...` beside `serve`: rounds, invitations, publishing and exporting."""
+"""`alignflow label ...` beside `serve`: rounds, invitations, files in and out, simulation."""
 
+import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,8 @@ def add_label_commands(command: MakeCommand) -> None:
     publish.add_argument("--criteria", default="", metavar="A,B", help="scored from 1 to 5")
     publish.set_defaults(handler=publish_round)
 
+    _add_import_and_agreement(command)
+
     export = command(
         "export",
         "write a round's labels as Parquet into a new folder",
@@ -65,6 +69,31 @@ def add_label_commands(command: MakeCommand) -> None:
     export.add_argument("--heldout-share", type=float, default=0.1, help="of prompts (0.1)")
     export.add_argument("--seed", type=int, default=0, help="of the split (0)")
     export.set_defaults(handler=export_labels)
+
+
+def _add_import_and_agreement(command: MakeCommand) -> None:
+    imported = command(
+        "import",
+        "import rankings or votes that people made elsewhere, as a frozen round",
+        "FORM is rankings (alignflow's own, see docs/labeling_guide.md), oasst, mt-bench or "
+        "pandalm.\nA file with a bad record is refused whole, by line and field.\n\n"
+        "example:\n  alignflow label import oasst trees.jsonl.gz",
+    )
+    _add_place(imported)
+    imported.add_argument("form", metavar="FORM", help="what the file looks like")
+    imported.add_argument("file", type=Path, metavar="FILE", help="JSON or JSON lines, also .gz")
+    imported.add_argument("--name", default="", help="shown to leads (the file's name)")
+    imported.set_defaults(handler=import_labels)
+
+    agreement = command(
+        "agreement",
+        "print how far the labelers of a round agree: alpha and kappas with intervals",
+        "example:\n  alignflow label agreement ROUND --json",
+    )
+    _add_place(agreement)
+    agreement.add_argument("round", metavar="ROUND", help="as `alignflow label rounds` names it")
+    agreement.add_argument("--json", action="store_true", help="print JSON for programs")
+    agreement.set_defaults(handler=show_agreement)
 
 
 def _add_place(parser: ArgumentParser) -> None:
@@ -144,11 +173,59 @@ def publish_round(arguments: Namespace) -> int:
     return 0
 
 
+def import_labels(arguments: Namespace) -> int:
+    """Imports a file of rankings; the same file again gives the round there is."""
+    from labeling_ui.ranking_files import read_ranking_file
+    from labeling_ui.ranking_import import import_rankings
+
+    file = read_ranking_file(arguments.file, arguments.form)
+    with open_labels(arguments, create=True) as labels:
+        name = arguments.name or arguments.file.name
+        status = import_rankings(labels, file, name=name, actor="command line")
+    print(
+        f"round {status.round_id}: {status.rankings_done} rankings of {status.tasks} prompts by "
+        f"{status.labelers} labelers"
+    )
+    for reason, count in file.left_out.items():
+        print(f"left out: {count} {reason}")
+    return 0
+
+
+def show_agreement(arguments: Namespace) -> int:
+    """Prints alpha by level, Fleiss' kappa, and Cohen's kappa of those who met most."""
+    from labeling_ui.opinions import read_opinions
+    from labeling_ui.round_agreement import round_agreement
+
+    with open_labels(arguments) as labels:
+        labels.progress(arguments.round)
+        found = round_agreement(read_opinions(labels, arguments.round))
+    if arguments.json:
+        print(json.dumps(asdict(found), indent=1))
+        return 0
+    for level, alpha in found.alpha.items():
+        told = "too little is judged twice"
+        if alpha is not None:
+            told = (
+                f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}], {alpha.n} pairs of "
+                f"{alpha.clusters} prompts"
+            )
+        print(f"Krippendorff's alpha, {level:<8} {told}")
+    if found.fleiss is not None:
+        print(
+            f"Fleiss' kappa {found.fleiss:.3f}, {found.fleiss_pairs} pairs with "
+            f"{found.fleiss_raters} verdicts"
+        )
+    for pair in sorted(found.cohen, key=lambda pair: -pair.pairs)[:10]:
+        print(f"Cohen's kappa {pair.kappa:.3f}, {pair.first} and {pair.second}, {pair.pairs} pairs")
+    return 0
+
+
 def export_labels(arguments: Namespace) -> int:
     """Writes a round's tables, and the groups that reward-model training reads."""
     from alignment.data.tables import write_records
     from alignment.records import PreferenceGroup
     from alignment.statistics.consensus import consensus
+    from labeling_ui.labelers import WITHOUT_TEXTS
     from labeling_ui.parquet_export import (
         ExportFilter,
         candidates_and_rankings,
@@ -163,7 +240,10 @@ def export_labels(arguments: Namespace) -> int:
     )
     with open_labels(arguments) as labels:
         manifest = export_round(labels, arguments.round, arguments.out, chosen)
-        groups = consensus(*candidates_and_rankings(labels, arguments.round, chosen))
+        texts = not labels.progress(arguments.round).panel.endswith(WITHOUT_TEXTS)
+        groups = (
+            consensus(*candidates_and_rankings(labels, arguments.round, chosen)) if texts else []
+        )
     for split, name in (("train", "preference_groups"), ("heldout", "heldout_preference_groups")):
         kept = [group for group in groups if split_of(group.prompt.id, chosen) == split]
         if kept:
@@ -171,4 +251,6 @@ def export_labels(arguments: Namespace) -> int:
     for name, told in manifest["files"].items():
         print(f"{told['rows']:>7} {name}")
     print(f"in {arguments.out}")
+    if not texts:
+        print("no preference_groups: the round was imported without the texts of its responses")
     return 0

@@ -1,5 +1,7 @@
 """`alignflow label publish | rounds | invite | export`, from candidates to training tables."""
 
+import json
+
 import pytest
 
 from alignment.data.tables import read_records, write_records
@@ -59,3 +61,27 @@ def test_an_invitation_is_printed(tmp_path, capsys):
 def test_a_store_without_rounds_is_told(tmp_path, capsys):
     assert main(["label", "rounds", "--store", str(tmp_path / "none")]) == 1
     assert "no round was published there" in capsys.readouterr().err
+
+
+def test_votes_come_in_and_their_agreement_is_told(tmp_path, capsys):
+    votes = tmp_path / "votes.jsonl"
+    lines = [
+        {"judge": judge, "model_a": "m", "model_b": "n", "question_id": q, "turn": 1, "winner": won}
+        for q, winners in enumerate([("model_a", "model_a"), ("model_b", "model_b"), ("tie",) * 2])
+        for judge, won in zip(("ann", "bob"), winners, strict=True)
+    ]
+    votes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    assert main(["label", "import", "mt-bench", str(votes), *place]) == 0
+    told = capsys.readouterr().out
+    assert "6 rankings of 3 prompts by 2 labelers" in told
+    round_id = told.split()[1].rstrip(":")
+    assert main(["label", "agreement", round_id, *place]) == 0
+    told = capsys.readouterr().out
+    assert "alpha, ordinal  1.000" in told
+    assert "Cohen's kappa 1.000, imported-1 and imported-2, 3 pairs" in told
+    assert main(["label", "export", round_id, "--out", str(tmp_path / "out"), *place]) == 0
+    assert "no preference_groups" in capsys.readouterr().out
+    votes.write_text(json.dumps(lines[0] | {"winner": "nobody"}))
+    assert main(["label", "import", "mt-bench", str(votes), *place]) == 1
+    assert "line 1: field winner: Input should be 'model_a'" in capsys.readouterr().err

@@ -8,7 +8,15 @@ from sqlalchemy import create_engine, make_url, text
 
 from labeling_ui.store import LabelStore
 
-ON_BOTH_DATABASES = ("test_store", "test_store_concurrency", "test_store_flow", "test_history")
+ON_BOTH_DATABASES = (
+    "test_store",
+    "test_store_concurrency",
+    "test_store_flow",
+    "test_history",
+    "test_ranking_import",
+    "test_lease_invariant",
+    "test_query_plans",
+)
 
 
 @pytest.fixture
