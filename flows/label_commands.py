@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.errors import StoreError
+from alignment.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    from alignment.config import PanelConfig
     from labeling_ui.store import LabelStore
 
 MakeCommand = Callable[[str, str, str], ArgumentParser]
@@ -55,6 +56,7 @@ def add_label_commands(command: MakeCommand) -> None:
     publish.set_defaults(handler=publish_round)
 
     _add_import_and_agreement(command)
+    _add_simulate(command)
 
     export = command(
         "export",
@@ -94,6 +96,32 @@ def _add_import_and_agreement(command: MakeCommand) -> None:
     agreement.add_argument("round", metavar="ROUND", help="as `alignflow label rounds` names it")
     agreement.add_argument("--json", action="store_true", help="print JSON for programs")
     agreement.set_defaults(handler=show_agreement)
+
+
+def _add_simulate(command: MakeCommand) -> None:
+    simulate = command(
+        "simulate",
+        "let the simulated panel rank: candidates through the service, or at a served page",
+        "At a page, each labeler is a client that signs in, claims and submits over HTTP; only on "
+        "this machine, bounded by --rankings and --seconds.\n\nexamples:\n"
+        "  alignflow label simulate candidates.parquet --labelers 24 --overlap 3\n"
+        "  alignflow label simulate candidates.parquet --labelers 24 --publish-only\n"
+        "  alignflow label serve --simulated --round ROUND\n"
+        "  alignflow label simulate --url http://127.0.0.1:7861/ --labelers 24 --think 0.5",
+    )
+    _add_place(simulate)
+    simulate.add_argument("candidates", type=Path, nargs="?", metavar="FILE")
+    simulate.add_argument("--url", help="served page to rank at, instead of FILE")
+    simulate.add_argument("--labelers", type=int, default=24, help="honest labelers (24)")
+    simulate.add_argument("--spammers", type=int, default=0, help="who rank at random (0)")
+    simulate.add_argument("--noise", type=float, default=0.12, help="of the gold score (0.12)")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--overlap", type=int, default=3, help="rankings a prompt (3)")
+    simulate.add_argument("--publish-only", action="store_true", help="for a page to serve")
+    simulate.add_argument("--rankings", type=int, default=1000, help="at a page, at most (1000)")
+    simulate.add_argument("--seconds", type=float, default=60.0, help="at a page, at most (60)")
+    simulate.add_argument("--think", type=float, default=0.5, help="mean seconds a card (0.5)")
+    simulate.set_defaults(handler=simulate_panel)
 
 
 def _add_place(parser: ArgumentParser) -> None:
@@ -217,6 +245,59 @@ def show_agreement(arguments: Namespace) -> int:
         )
     for pair in sorted(found.cohen, key=lambda pair: -pair.pairs)[:10]:
         print(f"Cohen's kappa {pair.kappa:.3f}, {pair.first} and {pair.second}, {pair.pairs} pairs")
+    return 0
+
+
+def simulate_panel(arguments: Namespace) -> int:
+    """Ranks a new simulated round, publishes one, or ranks at a served page."""
+    from alignment.config import PanelConfig
+
+    if (arguments.candidates is None) == (arguments.url is None):
+        raise ConfigError("name either a candidates FILE or the --url of a served page")
+    try:
+        panel = PanelConfig(
+            labelers=arguments.labelers, spammers=arguments.spammers, noise_sd=arguments.noise
+        )
+    except ValueError as error:
+        raise ConfigError(f"the panel cannot be: {error}") from None
+    if arguments.url is not None:
+        return _simulate_at_page(arguments, panel)
+    return _simulate_in_store(arguments, panel)
+
+
+def _simulate_in_store(arguments: Namespace, panel: "PanelConfig") -> int:
+    from alignment.data.tables import read_records
+    from alignment.records import CandidateSet
+    from labeling_ui.simulated_panel import panel_identity, rank_round
+
+    with open_labels(arguments, create=True) as labels:
+        status = labels.publish_round(
+            read_records(arguments.candidates, CandidateSet),
+            rankings_per_prompt=arguments.overlap,
+            name=arguments.candidates.name,
+            panel=panel_identity(panel, arguments.seed),
+        )
+        if not arguments.publish_only:
+            status = rank_round(labels, status.round_id, panel, seed=arguments.seed)
+    print(
+        f"round {status.round_id}: {status.rankings_done} of {status.rankings_wanted} rankings by "
+        f"{status.labelers} simulated labelers"
+    )
+    return 0
+
+
+def _simulate_at_page(arguments: Namespace, panel: "PanelConfig") -> int:
+    from labeling_ui.simulated_clients import DriveLimits, drive
+
+    limits = DriveLimits(
+        rankings=arguments.rankings, seconds=arguments.seconds, think_s=arguments.think
+    )
+    report = drive(arguments.url, panel, limits, seed=arguments.seed)
+    p50, p95, p99 = report.percentiles_ms()
+    print(
+        f"{len(report.saved)} rankings in {report.seconds:.1f} s, {report.retries} retries; a "
+        f"submission took {p50:.0f} ms (median), {p95:.0f} (95 %), {p99:.0f} (99 %)"
+    )
     return 0
 
 
