@@ -10,7 +10,7 @@ from labeling_ui.checks import attention_items
 from labeling_ui.judgement import RoundSettings
 
 
-def statements_of_a_day(store, monkeypatch):
+def statements_of_a_day(store, clock):
     """(statement, parameters) of claiming, submitting, revising, skipping, taking back."""
     candidates = make_candidates(30)
     settings = RoundSettings(attention_share=0.2, repeat_share=0.2)
@@ -33,7 +33,7 @@ def statements_of_a_day(store, monkeypatch):
             ahead = store.claim(round_id, name, beside=card.assignment_id)
             submission(store, card, name, f"{name}-{number:04d}")
             if number == 5:
-                store._clock.now += 2000  # every lease runs out
+                clock.now += 2000  # every lease runs out
             if number % 7 == 3:
                 store.skip(ahead.assignment_id, name, reason="other")
                 store.reopen(ahead.assignment_id, name)
@@ -45,8 +45,8 @@ def statements_of_a_day(store, monkeypatch):
     return seen
 
 
-def test_no_statement_reads_a_whole_table(store, monkeypatch):
-    seen = statements_of_a_day(store, monkeypatch)
+def test_no_statement_reads_a_whole_table(store, clock):
+    seen = statements_of_a_day(store, clock)
     assert len(seen) > 25
     postgresql = store._engine.dialect.name == "postgresql"
     scans = []

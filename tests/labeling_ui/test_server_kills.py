@@ -60,7 +60,7 @@ def test_only_this_machine_is_driven(url):
     [{"rankings": 0}, {"rankings": 10**7}, {"seconds": 0}, {"seconds": 4000}, {"sends": 6}],
 )
 def test_limits_that_are_refused(limit):
-    with pytest.raises(LabelError, match="up to 3600|1 to 1000000"):
+    with pytest.raises(LabelError, match=r"up to 3600|1 to 1000000"):
         DriveLimits(**limit)
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_served_to_simulated_labelers(store_path, store, candidates)
     people = store.publish_round(candidates, rankings_per_prompt=1).round_id
     with pytest.raises(LabelError, match="is for people; serve it without --simulated"):
         serve(store_path, people, simulated=True)
-    with pytest.raises(ConfigError, match="on this machine alone, not on 0.0.0.0"):
+    with pytest.raises(ConfigError, match=r"on this machine alone, not on 0\.0\.0\.0"):
         serve(store_path, people, host="0.0.0.0", simulated=True)
     with pytest.raises(ConfigError, match="name the round"):
         serve(store_path, None, simulated=True)
