@@ -18,7 +18,7 @@ from labeling_ui.store import LabelStore
 
 OVERLAP = 3
 WARM_UP = 100
-LARGE_TABLES = ("task", "response", "assignment", "annotation", "participation")
+LARGE_TABLES = ("task", "response", "assignment", "annotation")
 
 Times = tuple[list[float], list[float]]
 """Seconds of claims and of submissions."""
@@ -152,6 +152,7 @@ def by_size(
             calls=calls,
             rounds=rounds,
         )
+        _settle(large)
         with recorded(large) as statements:
             work(large, large_id, "Ada", 5)
         found = whole_reads(large, statements, forced=False)
