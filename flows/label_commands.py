@@ -110,12 +110,14 @@ def _add_simulate(command: MakeCommand) -> None:
         "  alignflow label simulate --url http://127.0.0.1:7861/ --labelers 24 --think 0.5",
     )
     _add_place(simulate)
-    simulate.add_argument("candidates", type=Path, nargs="?", metavar="FILE")
+    simulate.add_argument(
+        "candidates", type=Path, nargs="?", metavar="FILE", help="candidates.parquet to rank"
+    )
     simulate.add_argument("--url", help="served page to rank at, instead of FILE")
     simulate.add_argument("--labelers", type=int, default=24, help="honest labelers (24)")
     simulate.add_argument("--spammers", type=int, default=0, help="who rank at random (0)")
     simulate.add_argument("--noise", type=float, default=0.12, help="of the gold score (0.12)")
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=int, default=0, help="of noise and pauses (0)")
     simulate.add_argument("--overlap", type=int, default=3, help="rankings a prompt (3)")
     simulate.add_argument("--publish-only", action="store_true", help="for a page to serve")
     simulate.add_argument("--rankings", type=int, default=1000, help="at a page, at most (1000)")
