@@ -1,7 +1,7 @@
 """The label service under load: `python -m benchmarks.labeling`; 1 if a goal is missed.
 
 Parts, all of them unless named: `latency` and `closed` (24 labelers at a served page, with thought
-and without), `alone` (one labeler), `size` (10,000 tasks against a million, a new labeler against
+and without), `alone` and `browser` (one labeler), `size` (10,000 tasks against a million, a new labeler against
 one with much done, query plans), `kills` (every ranking sent twice, the server killed under way).
 Everything happens on this machine, in a temporary folder, on SQLite, PostgreSQL or both.
 """
@@ -21,8 +21,9 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
 
+from benchmarks.labeling.browser import CHROMIUM, next_card_shown
 from benchmarks.labeling.kills import run_with_kills
-from benchmarks.labeling.latency import at_a_page, next_card_of_one
+from benchmarks.labeling.latency import Spread, at_a_page, next_card_of_one
 from benchmarks.labeling.size import Contrast, by_size
 
 CLIENTS = 24
@@ -81,12 +82,15 @@ class Bench:
     def alone(self) -> Iterator[Line]:
         """One labeler: from a submission to the next card."""
         waits = next_card_of_one(self.new_place(), self.folder, cards=self.options.cards)
-        yield Line(
-            what="submit until next card, 1 labeler: p50 / p95 / p99",
-            measured=f"{waits} ms ({waits.calls})",
-            goal=f"p95 < {NEXT_CARD_GOAL_MS:.0f} ms",
-            held=waits.p95 < NEXT_CARD_GOAL_MS,
-        )
+        yield _next_card("over HTTP", waits)
+
+    def browser(self) -> Iterator[Line]:
+        """The same as a person sees it."""
+        if CHROMIUM is None:
+            yield Line(what="next card in a browser", measured="not measured: no chromium here")
+            return
+        cards = min(self.options.cards, 100)
+        yield _next_card("in Chromium", next_card_shown(self.new_place(), self.folder, cards=cards))
 
     def size(self) -> Iterator[Line]:
         """Few tasks against many, a new labeler against an old one, the plans of both."""
@@ -133,7 +137,16 @@ class Bench:
         )
 
 
-PARTS = ("alone", "latency", "closed", "size", "kills")
+PARTS = ("alone", "browser", "latency", "closed", "size", "kills")
+
+
+def _next_card(where: str, waits: Spread) -> Line:
+    return Line(
+        what=f"submit until next card, 1 labeler {where}: p50 / p95 / p99",
+        measured=f"{waits} ms ({waits.calls})",
+        goal=f"p95 < {NEXT_CARD_GOAL_MS:.0f} ms",
+        held=waits.p95 < NEXT_CARD_GOAL_MS,
+    )
 
 
 def _ratio(contrast: Contrast, what: str) -> Line:
