@@ -13,7 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact bench-store
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact bench-store bench-labeling
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench-exact: install ## every method against its known optimum on tasks small en
 
 bench-store: install ## lineage of 1,000 artifacts and 100 reuse look-ups
 	@$(BIN)/python -m benchmarks.store
+
+bench-labeling: install ## the label service under load, kills and a million tasks, about an hour
+	@$(BIN)/python -m benchmarks.labeling
 
 ci: check test test-slow ## what .ci/run runs
 

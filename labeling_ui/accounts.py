@@ -67,16 +67,19 @@ def _person(row: Row[Any]) -> Person:
     )
 
 
-def sign_in(store: LabelStore, name: str, password: str, *, accounts_only: bool) -> Person | None:
+def sign_in(
+    store: LabelStore, name: str, password: str, *, accounts_only: bool, panel: str = ""
+) -> Person | None:
     """The person who signs in; None if name and password do not belong together.
 
     Takes the time of a password check also where there is no such name. Without `accounts_only`
     a name that nobody gave a password, new or known, is a labeler's and signs in without one.
+    `panel` is that of the round that the page serves: a simulated one takes its labelers only.
 
     Raises:
         LabelError: a name that nobody can have.
     """
-    check_labeler_name(name, panel="")
+    check_labeler_name(name, panel=panel)
     with store.read() as connection:
         row = connection.execute(select(labeler).where(labeler.c.name == name)).one_or_none()
     if row is not None and row.password_hash is not None:

@@ -9,7 +9,9 @@ of an unknown revision is refused untouched.
 
 import secrets
 import sqlite3
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,41 @@ def _use_write_ahead_log(cursor: Any) -> None:
 def _begin(connection: Connection) -> None:
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+class Turns:
+    """One writer of this process after the other, in the order in which they came.
+
+    SQLite lets those that wait ask again after ever longer pauses, and whoever asks at the right
+    moment wins: among 24 writers some wait for seconds while others pass at once.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[threading.Lock] = deque()
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> None:
+        mine = threading.Lock()
+        with self._guard:
+            first = not self._waiting
+            self._waiting.append(mine)
+            mine.acquire()
+        if first or mine.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            return
+        with self._guard:
+            if self._waiting[0] is mine:  # the turn came at the last moment
+                return
+            self._waiting.remove(mine)
+        raise StoreError(
+            f"the label database took no other ranking for {BUSY_TIMEOUT_MS / 1000:.0f} s. Its "
+            "disk is stuck or far too slow, or another program holds the database; send it again"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._waiting.popleft()
+            if self._waiting:
+                self._waiting[0].release()
 
 
 def exclusive(connection: Connection) -> None:

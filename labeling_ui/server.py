@@ -34,13 +34,14 @@ LOCAL_LEAD = "local lead"
 
 
 def serve(
-    store_path: Path,
+    store_path: Path | str,
     round_id: str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 7861,
     token: str | None = None,
     accounts_only: bool = False,
+    simulated: bool = False,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serves the site until Ctrl-C; `announce` gets a line with its address, and one with a link
@@ -49,7 +50,8 @@ def serve(
     Without `round_id` the newest open round for people is served. Where other machines can
     connect, signing in takes a token: the one given, else that of ALIGNFLOW_LABEL_TOKEN, else one
     that the label database keeps. With `accounts_only` there is no token: a name needs a
-    password, which it gets by an invitation.
+    password, which it gets by an invitation. `simulated` serves a round of the simulated panel
+    to simulated labelers, on this machine alone.
 
     Raises:
         StoreError: the label database cannot be used.
@@ -57,7 +59,10 @@ def serve(
         ConfigError: the port is taken, or the token is too short.
     """
     token = None if accounts_only else _token_for(store_path, host, token)
-    check_round(store_path, round_id)
+    if simulated:
+        _check_simulated(store_path, round_id, host)
+    else:
+        check_round(store_path, round_id)
     with _listen(host, port) as listener:
         announce(f"Ranking page: {_address(listener, host, token)}")
         announce(f"Lead's page (this link works once): {_lead_link(listener, host, store_path)}")
@@ -66,7 +71,7 @@ def serve(
 
 def run_on(
     listener: socket.socket,
-    store_path: Path,
+    store_path: Path | str,
     round_id: str | None,
     *,
     host: str,
@@ -173,7 +178,21 @@ def start_server_process(
     return ServerProcess(url=url, gradio_version=gradio_version, process=process)
 
 
-def check_round(store_path: Path, round_id: str | None) -> None:
+def _check_simulated(store_path: Path | str, round_id: str | None, host: str) -> None:
+    if not is_loopback(host):
+        raise ConfigError(f"simulated labelers are served on this machine alone, not on {host}")
+    if round_id is None:
+        raise ConfigError("name the round that simulated labelers are to rank (--round)")
+    with LabelStore.open(store_path) as store:
+        panel = store.progress(round_id).panel
+    if not panel.startswith("simulated"):
+        raise LabelError(
+            f"round {round_id} is for {panel or 'people'}; serve it without --simulated, or "
+            "publish one for the panel: alignflow label simulate CANDIDATES --publish-only"
+        )
+
+
+def check_round(store_path: Path | str, round_id: str | None) -> None:
     """Refuses a round that this page could not serve, before anything is started."""
     with LabelStore.open(store_path) as store:
         if round_id is None:
@@ -186,7 +205,7 @@ def check_round(store_path: Path, round_id: str | None) -> None:
         )
 
 
-def _token_for(store_path: Path, host: str, token: str | None) -> str | None:
+def _token_for(store_path: Path | str, host: str, token: str | None) -> str | None:
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigError(
@@ -199,7 +218,7 @@ def _token_for(store_path: Path, host: str, token: str | None) -> str | None:
         return store.access_token()
 
 
-def _lead_link(listener: socket.socket, host: str, store_path: Path) -> str:
+def _lead_link(listener: socket.socket, host: str, store_path: Path | str) -> str:
     from labeling_ui.accounts import invite
 
     with LabelStore.open(store_path) as store:

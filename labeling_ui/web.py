@@ -55,7 +55,8 @@ def web_application(
     """
     identity = Identity(store, Sessions(store.session_secret(), token))
     site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_sign_in(site, store, identity, accounts_only=accounts_only)
+    panel = store.progress(round_id).panel if round_id else ""
+    add_sign_in(site, store, identity, accounts_only=accounts_only, panel=panel)
 
     @site.get("/ranking_page.css")
     def style_sheet() -> Response:

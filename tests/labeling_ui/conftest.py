@@ -8,7 +8,15 @@ from sqlalchemy import create_engine, make_url, text
 
 from labeling_ui.store import LabelStore
 
-ON_BOTH_DATABASES = ("test_store", "test_store_concurrency", "test_store_flow", "test_history")
+ON_BOTH_DATABASES = (
+    "test_store",
+    "test_store_concurrency",
+    "test_store_flow",
+    "test_history",
+    "test_ranking_import",
+    "test_lease_invariant",
+    "test_query_plans",
+)
 
 
 @pytest.fixture
@@ -101,3 +109,28 @@ def new_postgresql(postgresql_server):
     LabelStore.open(address("migrated")).close()
     yield make
     admin.dispose()
+
+
+@pytest.fixture
+def new_label_store(database, tmp_path):
+    """Makes an empty label store and its clock a call, on the database of the test."""
+    numbers = iter(range(10_000))
+    with LabelStore.open(database) as opened:
+        empty = opened
+
+        def make():
+            clock = Clock()
+            if isinstance(database, Path):
+                return LabelStore.open(tmp_path / f"{next(numbers)}.sqlite", clock=clock), clock
+            with empty.write() as connection:
+                names = ", ".join(f'"{table}"' for table in TABLES_OF_LABELS)
+                connection.exec_driver_sql("ALTER TABLE annotation DISABLE TRIGGER USER")
+                connection.exec_driver_sql(f"TRUNCATE {names} CASCADE")
+                connection.exec_driver_sql("ALTER TABLE annotation ENABLE TRIGGER USER")
+            return LabelStore.open(database, clock=clock), clock
+
+        yield make
+
+
+TABLES_OF_LABELS = ("annotation", "assignment", "participation", "response", "task")
+TABLES_OF_LABELS += ("round_count", "round", "labeler")
