@@ -169,7 +169,7 @@ def serve_labels(arguments: Namespace) -> int:
     from labeling_ui.server import serve
 
     path = label_store_path(arguments.store)
-    if not path.exists():
+    if not path.exists() and not any(arguments.store.rglob("candidates.parquet")):
         raise StoreError(
             f"{path} does not exist: nothing waits to be ranked there. Start a run with "
             '`preferences.source = "people"` first, or name its store with --store'
@@ -181,6 +181,7 @@ def serve_labels(arguments: Namespace) -> int:
             host=arguments.host,
             port=arguments.port,
             accounts_only=arguments.accounts,
+            artifacts=arguments.store,
         )
     return 0
 

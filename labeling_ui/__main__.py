@@ -15,7 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.socket is None:
-            serve(options.store, options.round, host=options.host, port=options.port)
+            serve(
+                options.store,
+                options.round,
+                host=options.host,
+                port=options.port,
+                artifacts=options.candidates,
+            )
         else:
             run_on(
                 socket.socket(fileno=options.socket),
@@ -23,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.round,
                 host=options.host,
                 token=os.environ.get(TOKEN_VARIABLE) or None,
+                artifacts=options.candidates,
                 parent=options.parent,
             )
     except KeyboardInterrupt:
@@ -42,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", type=Path, required=True, help="label database (SQLite file)")
     parser.add_argument("--round", help="round to rank; absent: the newest open one for people")
+    parser.add_argument(
+        "--candidates",
+        type=Path,
+        metavar="FOLDER",
+        help="where a lead finds candidates.parquet files for new rounds",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=7861, help="port; 0: a free one (%(default)s)")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)

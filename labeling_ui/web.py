@@ -13,7 +13,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from labeling_ui.accounts import Person
 from labeling_ui.identity import Identity
-from labeling_ui.lead_page import LEAD_CSS, lead_page
+from labeling_ui.lead_page import I18N, lead_page
+from labeling_ui.export_route import add_export
 from labeling_ui.ranking_page import ranking_page
 from labeling_ui.sessions import Sessions, request_allowed
 from labeling_ui.sign_in import add_sign_in
@@ -48,24 +49,27 @@ def web_application(
     token: str | None,
     loopback_only: bool,
     accounts_only: bool = False,
+    artifacts: Path | None = None,
 ) -> FastAPI:
     """The whole site for one label store; `token` is what signing in takes besides a name.
 
-    With `accounts_only` nobody signs in without a password.
+    With `accounts_only` nobody signs in without a password. Under `artifacts` a lead finds
+    candidates for new rounds.
     """
     identity = Identity(store, Sessions(store.session_secret(), token))
     site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_sign_in(site, store, identity, accounts_only=accounts_only)
+    add_export(site, store, identity)
 
     @site.get("/ranking_page.css")
     def style_sheet() -> Response:
         return FileResponse(STATIC / "ranking_page.css", headers={"cache-control": "no-cache"})
 
     site.add_middleware(Gate, loopback_only=loopback_only)
-    _mount(site, lead_page(store, identity), "/lead", lambda r: identity.lead(r.cookies))
-    _mount(
-        site, ranking_page(store, round_id, identity), "/rank", lambda r: identity.person(r.cookies)
-    )
+    lead = lead_page(store, identity, artifacts)
+    _mount(site, lead, "/lead", lambda request: identity.lead(request.cookies))
+    ranking = ranking_page(store, round_id, identity)
+    _mount(site, ranking, "/rank", lambda request: identity.person(request.cookies))
     return site
 
 
@@ -76,6 +80,14 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         person = who(request)
         return person.name if person is not None else None
 
+    fonts = [
+        "system-ui",
+        "-apple-system",
+        "Segoe UI",
+        "Noto Sans",
+        "Noto Sans CJK SC",
+        "sans-serif",
+    ]
     gradio.mount_gradio_app(
         site,
         page,
@@ -87,7 +99,9 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         ssr_mode=False,
         show_error=False,
         max_file_size="1kb",
-        css=LEAD_CSS,
+        theme=gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts),
+        css=(STATIC / "lead_page.css").read_text(encoding="utf-8"),
+        i18n=I18N,
     )
 
 

@@ -2,7 +2,8 @@
 
 function showCard(payload) {
   const { card, asked } = payload;
-  const draft = readDraft(card) ?? payload.draft;
+  syncDraft(); // of the card before
+  const draft = readDraft(payload) ?? payload.said;
   counts = { labeler: payload.labeler, done: payload.done, left: payload.left };
   view = {
     payload,

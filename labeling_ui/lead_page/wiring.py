@@ -1,0 +1,64 @@
+"""Binds work to events of the lead's page, so that it is refused to anyone but a lead."""
+
+import html
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from alignment.errors import AlignmentError
+from labeling_ui.identity import Identity
+from labeling_ui.lead_page.words import Translate, translator
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """The lead who calls, and `t` for words in their language."""
+
+    name: str
+    t: Translate
+
+
+class Wiring:
+    """`on(event, work, inputs, outputs)`: `work(visitor, *inputs)` at the event."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+
+    def __call__(
+        self,
+        event: Callable[..., Any],
+        work: Callable[..., Any],
+        inputs: Any,
+        outputs: Any,
+        *,
+        quiet: bool = False,
+    ) -> Any:
+        """What `work` refuses is told on the page; with `quiet` nothing shows that it runs."""
+
+        def handler(request: gr.Request, *values: Any) -> Any:
+            # Queued events carry Gradio's own request, with the real one inside.
+            asked = getattr(request, "request", request)
+            person = self._identity.lead(asked.cookies)
+            if person is None:
+                raise gr.Error("This needs a lead's sign-in.", print_exception=False)
+            language = getattr(asked, "headers", {}).get("accept-language", "")
+            try:
+                return work(Visitor(person.name, translator(language)), *values)
+            except AlignmentError as error:
+                raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+        # Gradio reads from the signature where the request goes and how many values come.
+        takes = list(inspect.signature(work).parameters.values())[1:]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        asks = inspect.Parameter("request", kind, annotation=gr.Request)
+        vars(handler)["__signature__"] = inspect.Signature([asks, *takes])
+        return event(
+            handler,
+            inputs,
+            outputs,
+            api_visibility="private",
+            show_progress="hidden" if quiet else "minimal",
+        )
