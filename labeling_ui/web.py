@@ -80,6 +80,7 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         person = who(request)
         return person.name if person is not None else None
 
+    # Gradio's own shade of blue is too pale for white words on it.
     fonts = [
         "system-ui",
         "-apple-system",
@@ -99,7 +100,13 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         ssr_mode=False,
         show_error=False,
         max_file_size="1kb",
-        theme=gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts),
+        theme=gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts).set(
+            button_primary_background_fill="*primary_700",
+            button_primary_background_fill_hover="*primary_800",
+            block_label_text_color="*neutral_600",
+            block_title_text_color="*neutral_600",
+            slider_color="*primary_700",
+        ),
         css=(STATIC / "lead_page.css").read_text(encoding="utf-8"),
         i18n=I18N,
     )

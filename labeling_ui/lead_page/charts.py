@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from alignment.statistics.bootstrap import Interval
 
-WIDTH, HEIGHT = 120, 16
+WIDTH, HEIGHT = 104, 16
 
 
 def interval_bar(interval: Interval, *, chance: float | None = None) -> Markup:

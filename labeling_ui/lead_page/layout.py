@@ -1,5 +1,6 @@
 """What is on the lead's page, and which work each of its events does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from labeling_ui.lead_page.office_desk import OfficeDesk
 from labeling_ui.lead_page.publish_desk import PublishDesk
 from labeling_ui.lead_page.round_desk import STATES, RoundDesk
 from labeling_ui.lead_page.wiring import Wiring
-from labeling_ui.lead_page.words import label
+from labeling_ui.lead_page.words import FREEZE_QUESTION, label
 from labeling_ui.store import LabelStore
 
 REFRESH_S = 30.0
@@ -59,7 +60,12 @@ def lead_page(store: LabelStore, identity: Identity, artifacts: Path | None) -> 
             on(button.click, round_desk.mover(state), [chosen], shown[:2])
             for state, button in movers.items()
         ]
-        done.append(on(freeze.click, round_desk.freeze, [chosen, incomplete], shown))
+        asks = f"""(round, incomplete) => {{
+            const words = {json.dumps(FREEZE_QUESTION)};
+            const chinese = navigator.language.toLowerCase().startsWith("zh");
+            return [confirm(words[chinese ? "zh" : "en"]) ? round : null, incomplete];
+        }}"""
+        done.append(on(freeze.click, round_desk.freeze, [chosen, incomplete], shown, js=asks))
         for event in done:
             listed = on(event.then, round_desk.rounds, [chosen], [chosen], quiet=True)
             on(listed.then, office.log, [], [log], quiet=True)

@@ -95,9 +95,11 @@ class RoundDesk:
         return move
 
     def freeze(self, visitor: Visitor, round_id: str | None, incomplete: bool) -> list[Any]:
-        """Freezes a round."""
+        """Freezes a round; without one the lead thought better of it."""
+        if not round_id:
+            return [gr.skip()] * 5
         lead.freeze_round(
-            self._store, round_id or "", allow_incomplete=bool(incomplete), actor=visitor.name
+            self._store, round_id, allow_incomplete=bool(incomplete), actor=visitor.name
         )
         return self.show(visitor, round_id)
 

@@ -37,7 +37,6 @@ def summary_html(
     t: Translate,
 ) -> str:
     """The round in figures."""
-    told_alpha = f"{alpha.value:.2f} ({alpha.low:.2f} – {alpha.high:.2f})" if alpha else ""
     counted = t("{done} of {wanted}", done=status.rankings_done, wanted=status.rankings_wanted)
     figures = [
         ("State", t(status.state)),
@@ -52,8 +51,8 @@ def summary_html(
                 out=status.tasks_left_out,
             ),
         ),
-        ("Pairs agreed on", share_words(agreement, t)),
-        ("Krippendorff's alpha", told_alpha or t("too little to tell")),
+        ("Pairs agreed on", _with_interval(agreement, "{:.0f} %", 100, t)),
+        ("Krippendorff's alpha", _with_interval(alpha, "{:.2f}", 1, t)),
         ("Ranked by", status.panel or t("people")),
         ("Digest", (status.frozen_digest or "")[:16] or t("not frozen")),
     ]
@@ -75,6 +74,18 @@ def summary_html(
     )
 
 
+def _with_interval(
+    interval: Interval | None, form: str, scale: float, t: Translate
+) -> Markup | str:
+    if interval is None:
+        return t("too little to tell")
+    value, low, high = (
+        form.format(scale * x) for x in (interval.value, interval.low, interval.high)
+    )
+    told = t("95 %: {low} to {high}, n {n}", low=low, high=high, n=interval.n)
+    return Markup("{}<small>{}</small>").format(value, told)
+
+
 def time_left(pace: Pace, t: Translate) -> str:
     """Hours or minutes left, as a range."""
     if pace.hours_left is None:
@@ -82,9 +93,11 @@ def time_left(pace: Pace, t: Translate) -> str:
     low, high = pace.hours_left
     if high == 0:
         return t("done")
-    if high < 2:
-        return t("{low} to {high} min", low=round(60 * low), high=max(1, round(60 * high)))
-    return t("{low} to {high} h", low=f"{low:.1f}", high=f"{high:.1f}")
+    unit = "min" if high < 2 else "h"
+    shown = [f"{max(1, 60 * x):.0f}" if unit == "min" else f"{x:.1f}" for x in (low, high)]
+    if shown[0] == shown[1]:
+        return t("about {n} " + unit, n=shown[0])
+    return t("{low} to {high} " + unit, low=shown[0], high=shown[1])
 
 
 def share_words(interval: Interval | None, t: Translate) -> str:

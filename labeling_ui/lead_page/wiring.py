@@ -35,8 +35,12 @@ class Wiring:
         outputs: Any,
         *,
         quiet: bool = False,
+        js: str | None = None,
     ) -> Any:
-        """What `work` refuses is told on the page; with `quiet` nothing shows that it runs."""
+        """What `work` refuses is told on the page; with `quiet` nothing shows that it runs.
+
+        `js` is a function of the inputs that runs in the browser first and gives them anew.
+        """
 
         def handler(request: gr.Request, *values: Any) -> Any:
             # Queued events carry Gradio's own request, with the real one inside.
@@ -61,4 +65,5 @@ class Wiring:
             outputs,
             api_visibility="private",
             show_progress="hidden" if quiet else "minimal",
+            js=js,
         )

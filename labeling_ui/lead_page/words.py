@@ -50,6 +50,9 @@ CHINESE = {
     "done": "已完成",
     "{low} to {high} min": "{low} 至 {high} 分钟",
     "{low} to {high} h": "{low} 至 {high} 小时",
+    "about {n} min": "约 {n} 分钟",
+    "about {n} h": "约 {n} 小时",
+    "95 %: {low} to {high}, n {n}": "95 %：{low} 至 {high}，n {n}",
     "Pairs agreed on": "成对一致率",
     "Krippendorff's alpha": "Krippendorff α",
     "too little to tell": "数据太少",
@@ -116,7 +119,6 @@ CHINESE = {
     "Prompt": "提示",
     "Response {n}": "回复 {n}",
     "Best first, tied responses with =": "最好的在前，= 表示并列",
-    "reason": "理由",
     "(shortened)": "（已截短）",
     # export
     "Parquet tables of this round: annotations, comparisons, consensus, labelers, the groups that "
@@ -188,6 +190,11 @@ CHINESE = {
     "On": "对象",
     "Detail": "详情",
     "Nothing was done yet.": "还没有任何操作。",
+}
+
+FREEZE_QUESTION = {
+    "en": "Freeze this round for good? Nobody can rank in it or change anything afterwards.",
+    "zh": "确定永久冻结本轮？之后任何人都无法再排序或修改。",
 }
 
 I18N = gr.I18n(en={}, zh=CHINESE, **{"zh-CN": CHINESE})
