@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from labeling_ui.accounts import Person
+from labeling_ui.export_route import add_export
 from labeling_ui.identity import Identity
 from labeling_ui.lead_page import I18N, lead_page
-from labeling_ui.export_route import add_export
 from labeling_ui.ranking_page import ranking_page
 from labeling_ui.sessions import Sessions, request_allowed
 from labeling_ui.sign_in import add_sign_in

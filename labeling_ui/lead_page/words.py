@@ -102,12 +102,12 @@ CHINESE = {
     "First shown on top": "首位排第一",
     "Longer preferred": "偏好较长",
     "expected {share} %": "期望 {share} %",
-    "Dot and bar: the share and its 95 % interval, from 0 to 100 %. The thin line marks what chance "
-    "would give. Agreement is with the other labelers of the same prompts; agreement and repeats "
-    "count pairs of responses, a tie against a verdict half. With few prompts the interval is wide "
-    "and the figure says little.": (
-        "圆点和横线：比例及其 95 % 区间，范围 0 至 100 %。细线为随机水平。“与他人一致”与同一提示的其他标注者"
-        "相比；一致率和重复率按回复对计算，并列与判定相对时计一半。提示很少时区间很宽，数值意义不大。"
+    "Dot and bar: the share and its 95 % interval, from 0 to 100 %. The thin line marks what "
+    "chance would give. Agreement is with the other labelers of the same prompts; agreement and "
+    "repeats count pairs of responses, a tie against a verdict half. With few prompts the "
+    "interval is wide and the figure says little.": (
+        "圆点和横线：比例及其 95 % 区间，范围 0 至 100 %。细线为随机水平。"
+        "“与他人一致”与同一提示的其他标注者相比；一致率和重复率按回复对计算，并列与判定相对时计一半。提示很少时区间很宽，数值意义不大。"
     ),
     # disputes
     "Nobody contradicts anybody so far.": "目前没有互相矛盾的排序。",
@@ -124,7 +124,8 @@ CHINESE = {
     "Parquet tables of this round: annotations, comparisons, consensus, labelers, the groups that "
     "reward-model training reads, and a manifest with their SHA-256. Names stay here; people leave "
     "as pseudonyms. Gold, attention and repeat cards never reach training.": (
-        "本轮的 Parquet 表：标注、比较、共识、标注者、奖励模型训练所读的分组，以及含 SHA-256 的清单。"
+        "本轮的 Parquet 表：标注、比较、共识、标注者、奖励模型训练所读的分组，"
+        "以及含 SHA-256 的清单。"
         "姓名不会导出，只有代号。检查项和重复项不会进入训练。"
     ),
     "Leave out": "排除",
@@ -152,9 +153,11 @@ CHINESE = {
     "Published {name}: {wanted} rankings of {prompts} prompts, {checks} checks beside them.": (
         "已发布 {name}：{prompts} 个提示，共需 {wanted} 个排序，另有 {checks} 个检查项。"
     ),
-    "These candidates were a round already; nothing was added.": "这些候选已是一个轮次，未添加任何内容。",
-    "Candidates are found under {place}. The same candidates with the same settings are always the "
-    "same round.": "候选回复取自 {place}。相同的候选和设置始终是同一轮次。",
+    "These candidates were a round already; nothing was added.": (
+        "这些候选已是一个轮次，未添加任何内容。"
+    ),
+    "Candidates are found under {place}. The same candidates with the same settings are always "
+    "the same round.": "候选回复取自 {place}。相同的候选和设置始终是同一轮次。",
     "No candidates were found under {place}. A run writes them in its candidates stage.": (
         "在 {place} 下没有找到候选回复。它们由流程的 candidates 阶段写出。"
     ),
