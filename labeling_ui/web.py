@@ -1,45 +1,23 @@
-"""The web application: sign-in, security headers, ranking at /rank, the lead's page at /lead.
+"""The web application: sign-in, ranking at /rank, the lead's page at /lead, behind one gate."""
 
-Every request passes one gate: it must come from a page of this server, and every answer leaves
-with a content security policy that lets the browser talk to nobody else.
-"""
-
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 
 from labeling_ui.accounts import Person
 from labeling_ui.export_route import add_export
+from labeling_ui.gate import LEAD_PAGE, RANKING_PAGE, Gate
 from labeling_ui.identity import Identity
 from labeling_ui.lead_page import I18N, lead_page
 from labeling_ui.ranking_page import ranking_page
-from labeling_ui.sessions import Sessions, request_allowed
+from labeling_ui.sessions import Sessions
 from labeling_ui.sign_in import add_sign_in
 from labeling_ui.store import LabelStore
 
 STATIC = Path(__file__).parent / "static"
-
-# Gradio evaluates its templates, hence 'unsafe-eval'; nothing outside this host is reachable.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-SECURITY_HEADERS = {
-    b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"same-origin",
-    b"x-frame-options": b"DENY",
-}
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def web_application(
@@ -65,11 +43,11 @@ def web_application(
     def style_sheet() -> Response:
         return FileResponse(STATIC / "ranking_page.css", headers={"cache-control": "no-cache"})
 
-    site.add_middleware(Gate, loopback_only=loopback_only)
+    site.add_middleware(Gate, identity=identity, loopback_only=loopback_only)
     lead = lead_page(store, identity, artifacts)
-    _mount(site, lead, "/lead", lambda request: identity.lead(request.cookies))
+    _mount(site, lead, LEAD_PAGE, lambda request: identity.lead(request.cookies))
     ranking = ranking_page(store, round_id, identity)
-    _mount(site, ranking, "/rank", lambda request: identity.person(request.cookies))
+    _mount(site, ranking, RANKING_PAGE, lambda request: identity.person(request.cookies))
     return site
 
 
@@ -110,43 +88,3 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         css=(STATIC / "lead_page.css").read_text(encoding="utf-8"),
         i18n=I18N,
     )
-
-
-class Gate:
-    """ASGI middleware: refuses foreign requests and uploads, adds the security headers."""
-
-    def __init__(self, application: Application, loopback_only: bool) -> None:
-        self._application = application
-        self._loopback_only = loopback_only
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self._application(scope, receive, send)
-            return
-
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                kept = [h for h in message.get("headers", []) if h[0] not in SECURITY_HEADERS]
-                message["headers"] = [*kept, *SECURITY_HEADERS.items()]
-            await send(message)
-
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, send_with_headers)
-            return
-        await self._application(scope, receive, send_with_headers)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        allowed = request_allowed(
-            scope["method"],
-            headers.get(b"host", ""),
-            headers.get(b"origin"),
-            loopback_only=self._loopback_only,
-        )
-        if not allowed:
-            return JSONResponse({"detail": "requests from other sites are refused"}, 403)
-        if scope["path"].rstrip("/").endswith("/upload"):
-            return JSONResponse({"detail": "there is nothing to upload here"}, 404)
-        return None

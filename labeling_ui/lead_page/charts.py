@@ -42,7 +42,7 @@ def interval_bar(interval: Interval, *, chance: float | None = None) -> Markup:
 
 def columns(values: Sequence[tuple[int, int, str]], *, title: str, unit: str) -> Markup:
     """Columns at whole positions from 1: (position, height, words for it)."""
-    width, height, foot = 560, 180, 24
+    width, height, foot = 360, 150, 22
     top = max((value for _, value, _ in values), default=0) or 1
     last = max((position for position, _, _ in values), default=1)
     step = (width - 40) / last
@@ -58,7 +58,7 @@ def columns(values: Sequence[tuple[int, int, str]], *, title: str, unit: str) ->
         )
         for position, value, words in values
     )
-    every = max(1, -(-last // 12))
+    every = max(1, -(-last // 8))
     ticks = Markup("").join(
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
             round(36 + (position - 1) * step + min(48.0, step * 0.8) / 2 + step * 0.1, 1),

@@ -80,11 +80,11 @@ def lead_page(store: LabelStore, identity: Identity, artifacts: Path | None) -> 
 def _publish_form(page: gr.Blocks, on: Wiring, desk: PublishDesk) -> Any:
     """The form of a new round; gives its last event."""
     note = gr.HTML(padding=False)
-    with gr.Row():
+    with gr.Row(elem_classes="form-row"):
         source = gr.Dropdown([], label=label("Candidates"), scale=3)
         name = gr.Textbox(label=label("Name of the round"), max_lines=1, max_length=80)
         overlap = gr.Number(2, label=label("Rankings per prompt"), precision=0, minimum=1)
-    with gr.Row():
+    with gr.Row(elem_classes="form-row"):
         shares = [
             gr.Slider(0, 0.3, value=value, step=0.01, label=label(words))
             for words, value in (
@@ -94,7 +94,7 @@ def _publish_form(page: gr.Blocks, on: Wiring, desk: PublishDesk) -> Any:
             )
         ]
         gold = gr.Dropdown([], label=label("Gold from the settled round"))
-    with gr.Row():
+    with gr.Row(elem_classes="form-row"):
         strength = gr.Dropdown(ASKED, value="optional", label=label("How much better"))
         reason = gr.Dropdown(ASKED, value="optional", label=label("A reason in words"))
         criteria = gr.Textbox(label=label("Criteria, scored 1 to 5 (comma between)"), max_lines=1)
@@ -109,11 +109,11 @@ def _publish_form(page: gr.Blocks, on: Wiring, desk: PublishDesk) -> Any:
 
 def _people(on: Wiring, desk: OfficeDesk) -> gr.HTML:
     table = gr.HTML(padding=False)
-    with gr.Row():
+    with gr.Row(elem_classes="form-row"):
         name = gr.Textbox(label=label("Name"), max_lines=1, max_length=60)
         roles = [(label(role), role) for role in accounts.ROLES]
         role = gr.Dropdown(roles, value="labeler", label=label("Role"))
-    with gr.Row():
+    with gr.Row(elem_classes="states"):
         invite = gr.Button(label("Make an invitation"), variant="primary")
         change = gr.Button(label("Give this role"))
         suspend, admit = gr.Button(label("Suspend")), gr.Button(label("Admit again"))
@@ -130,7 +130,7 @@ def _people(on: Wiring, desk: OfficeDesk) -> gr.HTML:
 
 def _guidelines(page: gr.Blocks, on: Wiring, desk: OfficeDesk) -> None:
     state = gr.HTML(padding=False)
-    with gr.Row():
+    with gr.Row(elem_classes="form-row"):
         texts = [
             gr.Textbox(label=label(f"{language} (Markdown)"), lines=12)
             for language in ("English", "Chinese")

@@ -35,9 +35,9 @@ class OfficeDesk:
         return self.guidelines(visitor)
 
     def invite(self, visitor: Visitor, name: str, role: str) -> str:
-        """The path of an invitation."""
+        """The address of an invitation."""
         key = accounts.invite(self._store, name.strip(), role=role, actor=visitor.name)
-        return f"/join?key={key}"
+        return f"{visitor.origin}/join?key={key}"
 
     def give_role(self, visitor: Visitor, name: str, role: str) -> str:
         """Changes what a person may do."""

@@ -15,10 +15,11 @@ from labeling_ui.lead_page.words import Translate, translator
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """The lead who calls, and `t` for words in their language."""
+    """The lead who calls; `t` has words in their language, `origin` is the site as they see it."""
 
     name: str
     t: Translate
+    origin: str
 
 
 class Wiring:
@@ -48,9 +49,10 @@ class Wiring:
             person = self._identity.lead(asked.cookies)
             if person is None:
                 raise gr.Error("This needs a lead's sign-in.", print_exception=False)
-            language = getattr(asked, "headers", {}).get("accept-language", "")
+            headers = asked.headers
+            t = translator(headers.get("accept-language", ""))
             try:
-                return work(Visitor(person.name, translator(language)), *values)
+                return work(Visitor(person.name, t, headers.get("origin", "")), *values)
             except AlignmentError as error:
                 raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
