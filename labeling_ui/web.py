@@ -81,6 +81,8 @@ def _mount(site: FastAPI, page: Any, path: str, who: Callable[[Any], Person | No
         theme=gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts).set(
             button_primary_background_fill="*primary_700",
             button_primary_background_fill_hover="*primary_800",
+            body_text_color_subdued="*neutral_600",
+            input_placeholder_color="*neutral_600",
             block_label_text_color="*neutral_600",
             block_title_text_color="*neutral_600",
             slider_color="*primary_700",

@@ -142,6 +142,7 @@ def visit(browser):
         context.route("**/*", guard)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: "Security Policy" in said.text and errors.append(said.text))
         page.on("response", lambda response: bodies.append(response))
         page.goto(url)
         return page

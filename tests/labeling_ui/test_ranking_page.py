@@ -3,19 +3,16 @@
 from browser_for_tests import (
     needs_a_browser,
     rank_by_keys,
-    serious,
     sign_in,
     texts,
     wait_for_card,
 )
-from rounds_for_tests import make_candidates, rank_everything
+from rounds_for_tests import make_candidates
 
 from labeling_ui import guidelines
-from labeling_ui.accounts import invite
 from labeling_ui.judgement import Judgement
 from labeling_ui.opinions import read_opinions
 from labeling_ui.server import start_server_process
-from labeling_ui.store import LabelStore
 
 pytestmark = needs_a_browser
 
@@ -198,41 +195,6 @@ def test_two_responses_have_a_scale_and_the_page_speaks_chinese(store, server, v
     (opinion,) = read_opinions(store, round_id)
     assert (opinion.judgement.tiers, opinion.judgement.gaps) == ((0, 1), (3,))
     assert opinion.guideline_version == 1
-
-
-def test_a_lead_looks_on_and_freezes_and_nobody_else_can(store, server, visit, store_path):
-    round_id = store.publish_round(make_candidates(3), rankings_per_prompt=2, name="one").round_id
-    rank_everything(store, round_id, ["Bob", "Cem"])
-    with LabelStore.open(store_path) as by_the_clock:  # the server knows no other time
-        key = invite(by_the_clock, "boss", role="lead", actor="test")
-    page = visit(server.url, bypass_csp=True)
-    assert serious(page) == []
-    page.goto(f"{server.url}join?key={key}")
-    assert serious(page) == []
-    page.fill("input[name=password]", "correct horse")
-    page.keyboard.press("Enter")
-    page.get_by_text("Krippendorff's alpha").wait_for()
-    page.get_by_text("6 of 6").wait_for()
-    assert serious(page) == []
-    page.get_by_role("tab", name="Labelers").click()
-    page.locator("text=too little to tell >> visible=true").first.wait_for()
-    page.get_by_role("button", name="Freeze for good").click()
-    page.locator(".figures dd", has_text="frozen").wait_for()
-    page.get_by_role("tab", name="Audit log").click()
-    page.locator("text=/^freeze$/ >> visible=true").first.wait_for()
-    assert serious(page) == []
-    assert store.progress(round_id).frozen_digest is not None
-
-    other = visit(server.url, bypass_csp=True)
-    sign_in(other, "Ada")
-    other.get_by_role("heading", name="All done").wait_for()
-    assert other.request.get(f"{server.url}lead/config").status == 401
-    store.publish_round(make_candidates(2), rankings_per_prompt=1)
-    other.reload()
-    wait_for_card(other, "1 of 2")
-    assert serious(other) == []
-    other.set_viewport_size({"width": 390, "height": 844})
-    assert other.locator(".scroll").evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 def test_a_lost_sign_in_leads_back_to_signing_in(store, server, visit):
