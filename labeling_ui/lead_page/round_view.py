@@ -153,7 +153,7 @@ def _over_time(by_hour: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int,
 def _counts(counts: Sequence[tuple[str, int]], nothing: str, t: Translate) -> Markup:
     if not counts:
         return Markup("<p>{}</p>").format(t(nothing))
-    return rows_of_bars([(t(name), count) for name, count in counts])
+    return rows_of_bars([(t(name).replace("_", "-"), count) for name, count in counts])
 
 
 def export_html(round_id: str, quality: RoundQuality, t: Translate) -> str:

@@ -202,7 +202,7 @@ function update() {
     const unsafe = article.querySelector(".unsafe");
     const category = view.unsafe[index];
     unsafe.setAttribute("aria-pressed", String(Boolean(category)));
-    unsafe.textContent = category ? t("Unsafe: {category}", { category: t(category) }) : t("Unsafe");
+    unsafe.textContent = category ? t("Unsafe: {category}", { category: categoryWords(category) }) : t("Unsafe");
     unsafe.disabled = fixed;
   });
   const [above, below] = tierLists();
