@@ -305,6 +305,7 @@ def _simulate_at_page(arguments: Namespace, panel: "PanelConfig") -> int:
 
 def export_labels(arguments: Namespace) -> int:
     """Writes a round's tables, and the groups that reward-model training reads."""
+    from labeling_ui.labelers import WITHOUT_TEXTS
     from labeling_ui.parquet_export import ExportFilter
     from labeling_ui.training_tables import write_training_tables
 
@@ -315,6 +316,7 @@ def export_labels(arguments: Namespace) -> int:
     )
     with open_labels(arguments) as labels:
         manifest = write_training_tables(labels, arguments.round, arguments.out, chosen)
+        texts = not labels.progress(arguments.round).panel.endswith(WITHOUT_TEXTS)
     for name, told in manifest["files"].items():
         print(f"{told['rows']:>7} {name}")
     print(f"in {arguments.out}")
