@@ -7,6 +7,13 @@ from pathlib import Path
 
 from flows.exit_codes import FAILED, WAITING_FOR_PEOPLE
 
+DEFAULT_PORTS = {
+    "server": (4200, "Prefect server"),
+    "label": (7861, "ranking page"),
+    "ray": (6379, "Ray head"),
+    "ray-dashboard": (8265, "its pages"),
+    "metrics": (9108, "Prometheus metrics"),
+}
 MakeCommand = Callable[[str, str, str], ArgumentParser]
 
 
@@ -29,12 +36,9 @@ def _add_up(command: MakeCommand) -> None:
     )
     _add_store(parser)
     parser.add_argument("--no-ray", action="store_true", help="each run starts a Ray of its own")
-    parser.add_argument("--server-port", type=int, default=4200, help="Prefect server (4200)")
     parser.add_argument("--label-host", default="127.0.0.1", help="ranking page (127.0.0.1)")
-    parser.add_argument("--label-port", type=int, default=7861, help="ranking page (7861)")
-    parser.add_argument("--ray-port", type=int, default=6379, help="Ray head (6379)")
-    parser.add_argument("--ray-dashboard-port", type=int, default=8265, help="its pages (8265)")
-    parser.add_argument("--metrics-port", type=int, default=9108, help="Prometheus metrics (9108)")
+    for name, (port, what) in DEFAULT_PORTS.items():
+        parser.add_argument(f"--{name}-port", type=int, default=port, help=f"{what} ({port})")
     parser.add_argument(
         "--object-store-gib", type=float, default=1.5, help="shared memory of the Ray head (1.5)"
     )

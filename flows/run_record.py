@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,7 @@ METRICS_OUTPUT = "metrics.jsonl"
 """A stage that commits its metrics under this output name gives them to runs that reuse it."""
 
 
+@runtime_checkable  # Prefect describes the flow's parameters with it
 class Dashboard(Protocol):
     """Where a run shows itself besides the console; nothing in it may fail a run."""
 

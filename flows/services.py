@@ -99,6 +99,13 @@ def use_running_services(store: Path) -> None:
         os.environ["PREFECT_API_URL"] = str(record["told"]["prefect_api"])
 
 
+def services_that_died(record: Mapping[str, Any]) -> list[str]:
+    """Names of what should run by the record and does not."""
+    processes = {name: s["process"] for name, s in record["services"].items()}
+    processes["supervisor"] = record["supervisor"]
+    return [n for n, p in processes.items() if p and not is_running(ProcessIdentity(**p))]
+
+
 def _in_background(arguments: Namespace, home: Path) -> int:
     home.mkdir(parents=True, exist_ok=True)
     log = home / "logs" / "supervisor.log"
