@@ -4,12 +4,10 @@ It may be suspended for days, restarted after a crash, and each time another pro
 body from the top. What it has to remember lies with the run in Prefect's database.
 """
 
-import json
 import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -17,13 +15,13 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_run_logger
 
 from alignment.cluster.process_identity import identity_of
 from alignment.config import PipelineConfig
 from alignment.errors import LostActorError, StoreError
 from flows.environment import prepare_environment
+from flows.run_notes import keep_note, read_note
 from flows.run_record import RunOptions
 
 STAGES = (
@@ -109,7 +107,7 @@ def note_process(client: SyncPrefectClient, flow_run: Any) -> None:
         return
     note = asdict(identity) | {"host": socket.gethostname()}
     key = f"{PROCESS_KEY}{flow_run.run_count}-{os.getpid()}-{identity.started}"
-    _keep(client, flow_run.id, key, note)
+    keep_note(client, flow_run.id, key, note)
 
 
 def require_same_stages(client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -119,10 +117,9 @@ def require_same_stages(client: SyncPrefectClient, flow_run_id: UUID) -> None:
         StoreError: a stage's version differs from that with which the run began; names it.
     """
     now = stage_versions()
-    try:
-        began = json.loads(client.read_flow_run_input(flow_run_id, VERSIONS_KEY))
-    except ObjectNotFound:
-        _keep(client, flow_run_id, VERSIONS_KEY, now)
+    began = read_note(client, flow_run_id, VERSIONS_KEY)
+    if began is None:
+        keep_note(client, flow_run_id, VERSIONS_KEY, now)
         return
     changed = [
         f"{stage} has version {version}, the run began with {began[stage]}"
@@ -146,8 +143,3 @@ def _resumed_with(client: SyncPrefectClient, flow_run_id: UUID) -> dict[str, str
     from flows.suspension import labels_resumed_with
 
     return dict(labels_resumed_with(client, flow_run_id))
-
-
-def _keep(client: SyncPrefectClient, flow_run_id: UUID, key: str, value: Any) -> None:
-    with suppress(ObjectAlreadyExists):
-        client.create_flow_run_input(flow_run_id, key, json.dumps(value))

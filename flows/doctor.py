@@ -1,4 +1,4 @@
-"""`alignflow doctor`: what will not work on this machine, and how to mend it, before a run starts."""
+"""`alignflow doctor`: what will not work on this machine, and how to mend it."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def _services(store: Path) -> list[Finding]:
 def _ports(store: Path) -> list[Finding]:
     if read_record(services_home(store)) is not None:
         return []  # they are ours
-    ports = {port: what for port, what in DEFAULT_PORTS.values()}
+    ports = dict(DEFAULT_PORTS.values())
     taken = [f"{port} ({what})" for port, what in ports.items() if _taken(port)]
     if not taken:
         return [_good("ports", f"{', '.join(map(str, ports))} are free")]

@@ -15,7 +15,7 @@ _STATES = ("Running", "Pending", "Suspended", "Crashed", "Cancelling")
 
 
 class MetricsEndpoint:
-    """`/metrics` on loopback; `show` takes what a look found."""
+    """`/metrics` on loopback; `show` takes what a look found. Port 0 takes a free one."""
 
     def __init__(self, port: int, store: Path, *, host: str = "127.0.0.1") -> None:
         registry = CollectorRegistry()
@@ -48,7 +48,14 @@ class MetricsEndpoint:
         )
         for action in _ACTIONS:
             self._actions.labels(action=action)
-        start_http_server(port, addr=host, registry=registry)
+        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        self.url = f"http://{host}:{self._server.server_port}/metrics"
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
     def show(self, seen: list[Seen]) -> None:
         """Take over what the reconciler found at one look."""

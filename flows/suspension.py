@@ -5,7 +5,6 @@ under the key `wait_key` of the pause. Who resumes gives the digest of the froze
 body checks it against the label store before anything is trained.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from prefect.input import RunInput
 from prefect.input.actions import create_flow_run_input
 from pydantic import Field
 
+from flows.run_notes import read_note
 from flows.waiting import OpenRound
 
 _ANSWER = "-response"
@@ -104,12 +104,8 @@ def read_wait(client: SyncPrefectClient, flow_run: Any) -> Wait | None:
     pause_key = flow_run.state.state_details.pause_key if flow_run.state else None
     if not pause_key or not pause_key.startswith(_PAUSE):
         return None
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        return Wait(**json.loads(client.read_flow_run_input(flow_run.id, wait_key(pause_key))))
-    except ObjectNotFound:
-        return None
+    note = read_note(client, flow_run.id, wait_key(pause_key))
+    return Wait(**note) if note else None
 
 
 def labels_resumed_with(client: SyncPrefectClient, flow_run_id: UUID) -> Mapping[str, str]:

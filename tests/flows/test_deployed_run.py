@@ -91,10 +91,8 @@ def labelling_bar(services, run_id):
 
 def check_what_was_left(services, run_id, folder):
     artifacts = services.artifacts(run_id)
-    stages = ["base-model", "data", "sft", "candidates", "preferences", "reward-model", "ppo", "evaluation"]
-    for stage in stages:
-        if stage != "preferences":
-            assert artifacts[f"stage-{stage}"]["data"].startswith("## "), stage
+    for stage in ("base-model", "data", "sft", "candidates", "reward-model", "ppo", "evaluation"):
+        assert artifacts[f"stage-{stage}"]["data"].startswith("## "), stage
     assert "data:image/png;base64," in artifacts["stage-ppo"]["data"]
     assert artifacts["progress-ppo"]["data"] == 100
     summary = json.loads((folder / "runs" / "people" / "summary.json").read_text())
