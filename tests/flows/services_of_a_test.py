@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from flows.supervisor import MARK, is_flow_run, marked_processes
+from flows.supervisor import is_flow_run, marked_processes
 
 ROOT = Path(__file__).parents[2]
 PORTS = ("server", "label", "ray", "ray-dashboard", "metrics")
@@ -113,6 +113,11 @@ class Services:
             assert time.monotonic() < deadline, told
             time.sleep(1)
 
+    def starts(self, flow_run_id):
+        """How often a process began to run the body."""
+        states = self.ask(lambda client: client.read_flow_run_states(flow_run_id))
+        return sum(state.name == "Running" for state in states)
+
     def artifacts(self, flow_run_id):
         """Newest content of each artifact of a run, by key."""
 
@@ -128,7 +133,3 @@ class Services:
 
     def processes(self):
         return [process.pid for process in marked_processes(self.mark)]
-
-
-def mark_of(pid):
-    return f"{MARK}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
