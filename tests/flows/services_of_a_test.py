@@ -133,3 +133,40 @@ class Services:
 
     def processes(self):
         return [process.pid for process in marked_processes(self.mark)]
+
+    def actors(self):
+        """Processes of roles on the Ray of the services."""
+        return [p for p in self.processes() if command_of(p).startswith(ROLES)]
+
+    def processors_in_use(self):
+        """Processors that somebody reserved on the Ray of the services."""
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_RAY, self.told("ray")],
+            env=self.environ | self.ray_token(),
+            text=True,
+            capture_output=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    def ray_token(self):
+        """Variables with which a process is let in by that Ray."""
+        path = self.store / "services" / "ray_token"
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+_ASK_RAY = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
+print(ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0))
+"""
+ROLES = ("ray::TrainableActor", "ray::FrozenActor", "ray::GeneratorActor")
+
+
+def command_of(pid):
+    """A process's command line; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

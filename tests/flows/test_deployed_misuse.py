@@ -52,19 +52,14 @@ def suspended_run(services, name, **changed):
     return run_id
 
 
-def rank(services, how_many=None):
-    """Ranks the newest round, or a part of it, through the label service."""
+def rank(services):
+    """Ranks the open round through the label service; gives its id."""
     with LabelStore.open(label_store_path(services.store)) as labels:
-        newest = labels.rounds()[-1].round_id
-        done = 0
-        while how_many is None or done < how_many:
-            card = labels.claim(newest, "ada")
-            if card is None:
-                return newest
+        (open_round,) = (r.round_id for r in labels.rounds() if r.rankings_done < r.rankings_wanted)
+        while card := labels.claim(open_round, "ada"):
             tiers = range(len(card.responses))
             labels.submit(card.assignment_id, "ada", submission_id=uuid4().hex, tiers=tiers)
-            done += 1
-        return newest
+        return open_round
 
 
 def test_a_wrong_password_is_told_apart_from_none(services):
