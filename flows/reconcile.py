@@ -37,6 +37,8 @@ TICK_S = 10.0
 MAX_RESTARTS = 10
 PENDING_S = 180.0
 """A run that a worker took and has not begun after this time lost its worker."""
+SILENT_S = 180.0
+"""A run that began and has not said after this time which process works on it lost that one."""
 _WATCHED = (StateType.PAUSED, StateType.CRASHED, StateType.RUNNING, StateType.PENDING)
 _PAGE = 200
 
@@ -168,24 +170,40 @@ def restart(client: SyncPrefectClient, flow_run: Any, *, max_restarts: int) -> S
 def _mark_crashed_if_dead(
     client: SyncPrefectClient, flow_run: Any, suspicion: Suspicion, now_s: float
 ) -> Seen:
-    process = _process_of(client, flow_run)
-    if process is None or state_of(process) not in (None, "Z"):
+    gone = _why_gone(client, flow_run)
+    if gone is None:
         suspicion.dismiss(flow_run.id)
         return _seen(flow_run)
     if not suspicion.confirmed(flow_run.id, now_s):
-        return _seen(flow_run, detail=f"its process {process.pid} is gone")
+        return _seen(flow_run, detail=gone)
     suspicion.dismiss(flow_run.id)
     fresh = client.read_flow_run(flow_run.id)
     if fresh.state != flow_run.state:
         return _seen(fresh)
-    message = f"Process {process.pid} of this run ended without a word"
-    client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
-    return _seen(flow_run, action="marked crashed", detail=message)
+    client.set_flow_run_state(flow_run.id, Crashed(message=gone), force=True)
+    return _seen(flow_run, action="marked crashed", detail=gone)
+
+
+def _why_gone(client: SyncPrefectClient, flow_run: Any) -> str | None:
+    """Why nobody works on a run that is said to run; None if somebody does or may do."""
+    note = _process_note(client, flow_run)
+    if note is None:
+        silent_s = _seconds_in_state(flow_run)
+        if silent_s < SILENT_S:
+            return None
+        return f"After {silent_s:.0f} s no process has said that it works on this run"
+    process = ProcessIdentity(**{name: note[name] for name in ("pid", "started", "numbering")})
+    if not is_known_here(process) or state_of(process) not in (None, "Z"):
+        return None
+    return f"Process {process.pid} of this run ended without a word"
+
+
+def _seconds_in_state(flow_run: Any) -> float:
+    return float((datetime.now(UTC) - flow_run.state.timestamp).total_seconds())
 
 
 def _reschedule_if_forgotten(client: SyncPrefectClient, flow_run: Any) -> Seen:
-    since = flow_run.state.timestamp
-    waited_s = (datetime.now(UTC) - since).total_seconds()
+    waited_s = _seconds_in_state(flow_run)
     if waited_s < PENDING_S or flow_run.deployment_id is None:
         return _seen(flow_run)
     message = f"Its worker took it {waited_s:.0f} s ago and did not begin"
@@ -193,8 +211,8 @@ def _reschedule_if_forgotten(client: SyncPrefectClient, flow_run: Any) -> Seen:
     return _seen(flow_run, action="rescheduled", detail=message)
 
 
-def _process_of(client: SyncPrefectClient, flow_run: Any) -> ProcessIdentity | None:
-    """The process that works on the run's newest attempt; None if unknown or not of this host."""
+def _process_note(client: SyncPrefectClient, flow_run: Any) -> dict[str, Any] | None:
+    """What the process of the run's newest attempt wrote down about itself."""
     inputs = client.filter_flow_run_input(
         flow_run_id=flow_run.id,
         key_prefix=f"{PROCESS_KEY}{flow_run.run_count}-",
@@ -203,11 +221,7 @@ def _process_of(client: SyncPrefectClient, flow_run: Any) -> ProcessIdentity | N
     )
     if not inputs:
         return None
-    newest = max(inputs, key=lambda found: str(found.created))
-    note = dict(newest.decoded_value)
-    note.pop("host")
-    process = ProcessIdentity(**note)
-    return process if is_known_here(process) else None
+    return dict(max(inputs, key=lambda found: str(found.created)).decoded_value)
 
 
 def _round(wait: Wait) -> tuple[OpenRound, str | None]:

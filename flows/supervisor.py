@@ -71,6 +71,8 @@ class Supervisor:
     mark: str
     told: Mapping[str, Any] = field(default_factory=dict)
     """Addresses and the like, for readers of the record."""
+    stop_s: float = _STOP_S
+    """How long each service may take to end before it is killed."""
     _running: dict[str, _Running] = field(default_factory=dict)
     _stop: bool = False
 
@@ -170,7 +172,7 @@ class Supervisor:
 
     def _end_all(self) -> None:
         identities = [r.identity for r in reversed(self._running.values()) if r.identity]
-        end_services(identities, self.mark, beside={os.getpid()})
+        end_services(identities, self.mark, beside=frozenset({os.getpid()}), stop_s=self.stop_s)
         (self.home / RECORD_NAME).unlink(missing_ok=True)
 
 
@@ -183,7 +185,8 @@ def end_services(
     ordered: Sequence[ProcessIdentity],
     mark: str,
     *,
-    beside: set[int] = frozenset(),  # type: ignore[assignment]
+    beside: frozenset[int] = frozenset(),
+    stop_s: float = _STOP_S,
 ) -> list[ProcessIdentity]:
     """End services one after another, and then whatever else carries their mark.
 
@@ -193,11 +196,11 @@ def end_services(
     known = {process.pid for process in ordered} | beside
     others = [process for process in marked_processes(mark) if process.pid not in known]
     runs = [process for process in others if is_flow_run(process)]
-    _end(runs)
+    _end(runs, stop_s)
     for process in ordered:
-        _end([process])
+        _end([process], stop_s)
     left = [process for process in marked_processes(mark) if process.pid not in beside]
-    _end(left, wait_s=5.0)
+    _end(left, 5.0)
     return [*runs, *ordered, *left]
 
 
@@ -235,7 +238,7 @@ def is_running(process: ProcessIdentity) -> bool:
     return state_of(process) not in (None, "Z")
 
 
-def _end(processes: Sequence[ProcessIdentity], *, wait_s: float = _STOP_S) -> None:
+def _end(processes: Sequence[ProcessIdentity], wait_s: float) -> None:
     for process in processes:
         if is_running(process):
             with suppress(ProcessLookupError):

@@ -129,7 +129,7 @@ def test_second_run_of_a_configuration_is_refused_while_the_first_works(services
     refused = [run for run in ended if run.state.name == "Failed"]
     for run in refused:
         assert "run same" in run.state.message
-        assert "works" in run.state.message
+        assert "is being worked on by process" in run.state.message
     assert len(refused) < 2
     third = submit(services, "same", run=name)
     services.wait_for_state(third, "Completed")
