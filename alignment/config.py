@@ -181,6 +181,8 @@ class PreferencesConfig(Settings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 7861
     """Where the ranking page is served; 0 takes a free port."""
+    deadline_days: Positive = 30.0
+    """How long a suspended run waits for people; it fails then, and rankings stay."""
 
     @model_validator(mode="after")
     def _panel_only_if_used(self) -> "PreferencesConfig":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignment.config import PipelineConfig
+from alignment.errors import StoreError
 from alignment.seeds import derive_seed
 from flows.engines import Engines
 from flows.loggers import Loggers
@@ -21,6 +22,10 @@ from flows.workspace import StageWorkspace
 PromptT = TypeVar("PromptT")
 ACTORS = "actors"
 """Name under which a stage's manifest keeps the processes that did its work."""
+
+
+class OnlyStageDone(Exception):  # noqa: N818 - nothing went wrong
+    """The one stage that was asked for is finished; the run ends here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,7 @@ class RunContext:
                 self.record.finish_stage(artifact, reused=True, name=name)
                 line.done("reused")
                 return artifact
+            self._require_asked_for(name)
             reason = reason_to_work(self.store, request, self.record.finished_key(name))
             if reason != NEVER_RUN:
                 self.progress.say(f"{name} {reason}")
@@ -109,6 +115,19 @@ class RunContext:
                 artifact = self._do(work, workspace)
             self.record.finish_stage(artifact, reused=False, name=name)
             return artifact
+
+    def stop_if_only(self, artifact: Artifact) -> None:
+        """End the run here if this stage alone was asked for; called outside of tasks."""
+        if artifact.stage == self.options.only:
+            raise OnlyStageDone(artifact.stage)
+
+    def _require_asked_for(self, stage: str) -> None:
+        only = self.options.only
+        if only not in (None, stage):
+            raise StoreError(
+                f"{only} alone was asked for, but {stage} before it is not in {self.store.root} "
+                f"with these settings. Do {stage} first, or the whole pipeline"
+            )
 
     def warn(self, text: str) -> None:
         """Say what a reader of the result should know, and keep it in the run's record."""

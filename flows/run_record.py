@@ -13,12 +13,12 @@ import re
 import shutil
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -41,17 +41,46 @@ METRICS_OUTPUT = "metrics.jsonl"
 """A stage that commits its metrics under this output name gives them to runs that reuse it."""
 
 
+@runtime_checkable  # Prefect describes the flow's parameters with it
+class Dashboard(Protocol):
+    """Where a run shows itself besides the console; nothing in it may fail a run."""
+
+    def write(self, text: str) -> int:
+        """A piece of what the console would print."""
+        ...
+
+    def flush(self) -> None:
+        """End of a piece."""
+        ...
+
+    def progress(
+        self, stage: str, step: int, total: int, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        """`step` of `total` of a stage are done."""
+        ...
+
+    def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
+        """A stage is finished; called inside its task."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a run was started; none of it changes what is computed.
 
     `serve_labels` starts the ranking page and waits for people in this process; `command` is
-    the command line as the user typed it, to be shown beside results.
+    the command line as the user typed it, to be shown beside results. `only` names the one stage
+    to do, those before it being in the store already. `resumed_with` holds, by round, the digest
+    of the frozen rankings that a suspended run was resumed with. `dashboard` shows progress and
+    results in Prefect's pages.
     """
 
     serve_labels: bool = False
     open_browser: bool = True
     command: str = ""
+    only: str | None = None
+    resumed_with: Mapping[str, str] = field(default_factory=dict)
+    dashboard: Dashboard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
