@@ -30,7 +30,7 @@ KEPT = Path("build/bench-ppo")
 
 def main() -> None:
     """Measure the chosen variants, append to the file of rounds, print the table of all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1, help="steps of each side left uncounted")
@@ -55,35 +55,36 @@ def _measure(
     models = prepare_models(chosen.kept, fine_tuned=variant.fine_tuned)
     prompts = bench_prompts(models[0])
     steps, threads = chosen.warmup + chosen.rounds, chosen.threads
-    with trl_trainer(python, variant, prompts, models, scratch, threads=threads) as trl:
-        with our_roles(variant, models, scratch, threads=threads, steps=steps) as ours:
-            lengths = ours.sample(prompts)
-            facts = _facts(variant, lengths, models[0], threads)
-            print(_announced(variant, facts), flush=True)
-            pids = ours.pids()
-            measured: dict[str, Any] = {}
+    with (
+        trl_trainer(python, variant, prompts, models, scratch, threads=threads) as trl,
+        our_roles(variant, models, scratch, threads=threads, steps=steps) as ours,
+    ):
+        lengths = ours.sample(prompts)
+        facts = _facts(variant, lengths, models[0], threads)
+        print(_announced(variant, facts), flush=True)
+        measured: dict[str, Any] = {}
 
-            def after_step(step: int, metrics: Mapping[str, float]) -> None:
-                measured["ours"] = {
-                    name.removeprefix("time/"): seconds
-                    for name, seconds in metrics.items()
-                    if name.startswith("time/")
-                }
-                measured["ours_tokens"] = metrics["ppo/response_tokens_mean"]
-                if chosen.only != "ours":
-                    measured["trl"] = _trl_step(trl, measured)
-                if step > chosen.warmup:
-                    _append(rounds, {**facts, **measured, **peaks(memory)})
-                print(_said(step, chosen.warmup, measured), flush=True)
-                if step == steps:
-                    raise EnoughError
+        def after_step(step: int, metrics: Mapping[str, float]) -> None:
+            measured["ours"] = {
+                name.removeprefix("time/"): seconds
+                for name, seconds in metrics.items()
+                if name.startswith("time/")
+            }
+            measured["ours_tokens"] = metrics["ppo/response_tokens_mean"]
+            if chosen.only != "ours":
+                measured["trl"] = _trl_step(trl, measured)
+            if step > chosen.warmup:
+                _append(rounds, {**facts, **measured, **peaks(memory)})
+            print(_said(step, chosen.warmup, measured), flush=True)
+            if step == steps:
+                raise EnoughError
 
-            with peak_memory(pids) as memory:
-                if chosen.only == "trl":
-                    for _ in range(steps):
-                        print(f"trl {trl.step():.1f} s", flush=True)
-                else:
-                    ours.train(prompts, steps=steps + 1, after_step=after_step)
+        with peak_memory(ours.pids()) as memory:
+            if chosen.only == "trl":
+                for _ in range(steps):
+                    print(f"trl {trl.step():.1f} s", flush=True)
+            else:
+                ours.train(prompts, steps=steps + 1, after_step=after_step)
 
 
 def peaks(memory: Any) -> dict[str, Any]:

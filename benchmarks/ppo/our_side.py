@@ -1,5 +1,6 @@
 """Our PPO on its real roles, one step at a time: Ray actors, DeepSpeed, vLLM."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,11 @@ from alignment.training.ppo import train_ppo
 from alignment.training.roles import PPORoles
 from benchmarks.exact.in_process import NothingSaved
 from benchmarks.operations import Sequences
-from benchmarks.ppo.workload import MAX_PROMPT_TOKENS, RESPONSE_TOKENS, Variant, ppo_config
+from benchmarks.ppo.workload import BATCH, MAX_PROMPT_TOKENS, RESPONSE_TOKENS, Variant, ppo_config
 from flows.stages.ppo import ppo_role_specs
 
-NEVER = -1
-"""No token has this id, so that nothing ends a response."""
+NEVER = 3
+"""SmolLM2's `<repo_name>`, which it does not say: ends a response instead of its end of turn."""
 
 ROLES = ("policy", "critic", "reference", "reward_model", "generator")
 
@@ -37,7 +38,7 @@ class OurPPO:
         self.scratch = scratch
         if variant.forced:
             for actor in roles["generator"].group.actors:
-                _get(actor.__ray_call__.remote(_never_stop))
+                _get(actor.__ray_call__.remote(never_stop))
 
     def pids(self) -> dict[str, int]:
         """Each role's process."""
@@ -55,19 +56,21 @@ class OurPPO:
         *,
         steps: int,
         after_step: Callable[[int, Mapping[str, float]], None],
+        sequences: int = BATCH,
     ) -> None:
         """Take steps; `after_step` gets each one's number (from 1) and metrics, and may raise
         `EnoughError` to end.
         """
         roles = {name: self.roles[name] for name in ROLES}
+        journal = Path(tempfile.mkdtemp(prefix="journal-", dir=self.scratch))
         try:
             train_ppo(
-                ppo_config(self.variant, steps=steps),
+                ppo_config(self.variant, steps=steps, sequences=sequences),
                 PPORoles(**roles),
                 prompts,
                 seed=0,
                 checkpoints=NothingSaved(),  # type: ignore[arg-type]
-                journal=RolloutJournal(self.scratch / "journal"),
+                journal=RolloutJournal(journal),
                 metrics=_Sink(after_step),
             )
         except EnoughError:
@@ -111,7 +114,8 @@ def lengths_of(rollout: Rollout) -> Sequences:
     return Sequences(tuple(prompts.tolist()), tuple(responses.tolist()))
 
 
-def _never_stop(actor: Any) -> None:
+def never_stop(actor: Any) -> None:
+    """Within a rollout engine's process: nothing ends a response before its limit."""
     actor._end_of_turn = NEVER
 
 

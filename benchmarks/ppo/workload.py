@@ -49,11 +49,11 @@ VARIANTS = {
 }
 
 
-def ppo_config(variant: Variant, *, steps: int) -> PPOConfig:
+def ppo_config(variant: Variant, *, steps: int, sequences: int = BATCH) -> PPOConfig:
     """Our settings of a variant."""
     return PPOConfig(
         steps=steps,
-        prompts_per_step=BATCH,
+        prompts_per_step=sequences,
         sequences_per_minibatch=MINIBATCH,
         epochs=variant.epochs,
         max_response_tokens=RESPONSE_TOKENS,
