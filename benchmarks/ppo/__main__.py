@@ -42,6 +42,8 @@ def main() -> None:
     rounds = chosen.kept / "rounds.jsonl"
     if not chosen.report:
         os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever runs beside comes first
+        # Both sides stay loaded; Ray would end a role of ours at 95% of the machine's memory.
+        os.environ.setdefault("RAY_memory_usage_threshold", "0.98")
         python = trl_python(chosen.kept / "trl")
         for name in chosen.variant:
             with tempfile.TemporaryDirectory(prefix="bench-ppo-") as scratch:
