@@ -13,7 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact bench-store
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ format: install ## format and mend what can be mended
 
 bench-exact: install ## every method against its known optimum on tasks small enough to enumerate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.exact
+
+bench-store: install ## lineage of 1,000 artifacts and 100 reuse look-ups
+	@$(BIN)/python -m benchmarks.store
 
 ci: check test test-slow ## what .ci/run runs
 

@@ -5,6 +5,7 @@ line (`--set ppo.learning_rate=1e-6`) and the record stored with the run. Unknow
 refused, and so is a setting that would have no effect. Loads neither torch nor ray.
 """
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from alignment.settings import Precision as Precision
 from alignment.settings import Settings as Settings
 from alignment.settings import TrainingConfig as TrainingConfig
 
+_S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()-]+)*/?")
+
 
 class RunConfig(Settings):
     """What a run is called, where it keeps things, and the seed everything derives from."""
@@ -41,6 +44,8 @@ class RunConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     store: Path = Path("store")
     """Folder of finished stages, shared by all runs."""
+    shared_store: str | None = None
+    """`s3://bucket/prefix`: finished stages are published there, and fetched into `store`."""
     runs: Path = Path("runs")
     """Folder with one sub-folder a run: metrics, summary and report."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
@@ -63,6 +68,20 @@ class RunConfig(Settings):
             )
         if self.wandb_mode == "online" and "wandb" not in self.loggers:
             raise ValueError('`run.wandb_mode = "online"` needs "wandb" in `run.loggers`')
+        return self
+
+    @model_validator(mode="after")
+    def _shared_store_is_a_place_on_s3(self) -> "RunConfig":
+        if "@" in (self.shared_store or ""):
+            raise ValueError(
+                "`run.shared_store` holds a user name or password, and settings are stored with "
+                "the run: use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        if self.shared_store is not None and not _S3_URL.fullmatch(self.shared_store):
+            raise ValueError(
+                f"`run.shared_store` is {self.shared_store!r}; accepted: s3://bucket/prefix. A "
+                "folder that machines share is `run.store` itself"
+            )
         return self
 
 
@@ -219,6 +238,9 @@ class ClusterConfig(Settings):
     """`local` keeps every role in this process, for debugging; no Ray, DeepSpeed or vLLM."""
     address: str | None = None
     """An existing Ray cluster; absent: a private one for this run."""
+    store_is_shared: bool = False
+    """Every machine of the cluster sees `run.store` and `run.runs` at the same path. A cluster of
+    several machines is refused without: roles there read models and write checkpoints in them."""
     threads: Count = 2
     """Compute threads of each role."""
     object_store_gib: Positive = 1.5

@@ -85,22 +85,25 @@ class ScoredRollout(Rollout):
     scores: float32 [B], reward-model score of the whole response. old_logprobs and
     reference_logprobs: float32 [B, T], by the policy before the update and by the reference.
     old_values: float32 [B, T], by the critic before the update, 0 for a method without one. All
-    are 0 outside response_mask.
+    are 0 outside response_mask. end_values: float32 [B], the critic's after the last response
+    token, 0 where it was not asked.
     """
 
     scores: Tensor
     old_logprobs: Tensor
     reference_logprobs: Tensor
     old_values: Tensor
+    end_values: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experience(TokenBatch):
-    """What the update needs. All float32 [B, T], 0 outside response_mask.
+    """What the update needs. All float32 [B, T], 0 outside response_mask, but for the last two.
 
     old_logprobs are what the ratio starts from. advantages are final: whitened over the whole
     rollout batch and weighted for the sampler, where settings say so. returns, the critic's
-    targets, were taken before both.
+    targets, were taken before both. end_values and end_returns, float32 [B], are those of the
+    step after the last response token, where the score is paid there.
     """
 
     old_logprobs: Tensor
@@ -108,6 +111,8 @@ class Experience(TokenBatch):
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
+    end_values: Tensor
+    end_returns: Tensor
 
 
 BatchT = TypeVar("BatchT", bound=TokenBatch)

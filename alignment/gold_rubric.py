@@ -4,8 +4,8 @@ In one sentence: one short, finished, plain sentence that answers the question a
 components in [0, 1], weighted:
 
 - `finished` 0.25: ended by itself within the limit, and on closing punctuation
-- `concise` 0.25: 6 to 20 words; falls linearly to 0 at 0 and at 34 words
-- `on_topic` 0.30: takes up up to two content words of the prompt
+- `concise` 0.20: 6 to 20 words; falls linearly to 0 at 0 and at 40 words
+- `on_topic` 0.35: takes up up to two content words of the prompt
 - `plain` 0.10: no list marks, no bold or headings, no line breaks
 - `varied` 0.10: share of word trigrams that are not repetitions
 
@@ -17,13 +17,13 @@ examples, and says nothing about quality beyond these five points. Training neve
 import re
 from dataclasses import dataclass
 
-WEIGHTS = {"finished": 0.25, "concise": 0.25, "on_topic": 0.30, "plain": 0.10, "varied": 0.10}
+WEIGHTS = {"finished": 0.25, "concise": 0.20, "on_topic": 0.35, "plain": 0.10, "varied": 0.10}
 
-RUBRIC_VERSION = 1
+RUBRIC_VERSION = 2
 """Raise it when any score changes: it is part of a simulated round's identity."""
 
 CONCISE_WORDS = (6.0, 20.0)
-TOO_LONG_WORDS = 34.0
+TOO_LONG_WORDS = 40.0
 CONTENT_WORDS_WANTED = 2
 STEM_LETTERS = 5
 CHARACTERS_PER_CHINESE_WORD = 1.6

@@ -74,6 +74,37 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("ppo/updates", "", "optimiser steps made of the step's rollout"),
     ("ppo/pretraining_loss", "nats a token", "cross-entropy of the pretraining mix"),
     ("ppo/policy_version", "version", "version of the weights that sampled the rollouts"),
+    (
+        "ppo/generate_tokens_per_s",
+        "tokens a second",
+        "response tokens sampled, over the time the loop waited for them",
+    ),
+    ("ppo/score_tokens_per_s", "tokens a second", "prompt and response tokens, by the reward"),
+    (
+        "ppo/old_logprobs_tokens_per_s",
+        "tokens a second",
+        "prompt and response tokens, by the policy before its update",
+    ),
+    (
+        "ppo/reference_logprobs_tokens_per_s",
+        "tokens a second",
+        "prompt and response tokens, by the reference",
+    ),
+    (
+        "ppo/values_tokens_per_s",
+        "tokens a second",
+        "prompt and response tokens, by the critic before its update",
+    ),
+    (
+        "ppo/update_policy_tokens_per_s",
+        "tokens a second",
+        "prompt and response tokens, all epochs, by the policy's updates",
+    ),
+    (
+        "ppo/update_critic_tokens_per_s",
+        "tokens a second",
+        "prompt and response tokens, all epochs, by the critic's updates",
+    ),
     ("time/start_roles_s", "s", "starting processes and loading models"),
     ("time/generate_s", "s", "sampling responses"),
     ("time/score_s", "s", "reward-model scores"),
@@ -86,6 +117,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("time/sync_weights_s", "s", "copying the policy's weights to the rollout engines"),
     ("time/checkpoint_s", "s", "writing a checkpoint"),
     ("time/step_s", "s", "the whole step"),
+    ("memory/rise_gib", "GiB", "highest use of the machine's memory so far above the start's"),
 )
 
 METRICS: dict[str, Metric] = {
@@ -96,9 +128,17 @@ METRICS: dict[str, Metric] = {
 SCORE_OF = "ppo/score_of_"
 """A reward source's mean score before its weight; the name of the source follows."""
 
+MEMORY_OF = "memory/gib_of_"
+"""A process's highest memory so far; the name of its role and its rank follow."""
+
+_FAMILIES: dict[str, tuple[str, str]] = {
+    SCORE_OF: ("score", "mean score by `{}`, before its weight"),
+    MEMORY_OF: ("GiB", "highest proportional set size of `{}` so far"),
+}
+
 
 def metric(name: str) -> Metric:
-    """The declaration of a metric; that of a reward source is made from its name.
+    """The declaration of a metric; that of a reward source or a process is made from its name.
 
     Raises:
         DataError: it is not declared.
@@ -106,10 +146,9 @@ def metric(name: str) -> Metric:
     check_names([name])
     if name in METRICS:
         return METRICS[name]
-    source = name.removeprefix(SCORE_OF)
-    return Metric(
-        name=name, unit="score", description=f"mean score by `{source}`, before its weight"
-    )
+    prefix = next(prefix for prefix in _FAMILIES if name.startswith(prefix))
+    unit, description = _FAMILIES[prefix]
+    return Metric(name=name, unit=unit, description=description.format(name.removeprefix(prefix)))
 
 
 def check_names(metrics: Iterable[str]) -> None:
@@ -121,7 +160,7 @@ def check_names(metrics: Iterable[str]) -> None:
     unknown = sorted(
         name
         for name in set(metrics) - METRICS.keys()
-        if not (name.startswith(SCORE_OF) and len(name) > len(SCORE_OF))
+        if not any(name.startswith(prefix) and name != prefix for prefix in _FAMILIES)
     )
     if unknown:
         raise DataError(

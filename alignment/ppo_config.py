@@ -36,6 +36,7 @@ class MethodRules:
 
 
 _NO_CRITIC: dict[str, Any] = {"critic_optimizer": None, "value_clip": None, "gae_lambda": 1.0}
+_CRITIC_ONLY = {"critic_warmup_steps": 0, "score_position": "last_token"}
 _KL_AS_LOSS = {"kl_placement": "loss", "kl_estimator": "k3"}
 
 METHODS: dict[str, MethodRules] = {
@@ -122,8 +123,14 @@ class PPOConfig(TrainingConfig):
     kl_clamp_nats: Positive | None = None
     """Bound of each token's KL estimate, either way; absent: none."""
     adaptive_kl: AdaptiveKLConfig | None = None
+    score_position: Literal["last_token", "after_end"] = "last_token"
+    """Where the score is paid: on the last response token, or one step after it, which trains
+    the critic alone (TRL)."""
     discount: Fraction = 1.0
     gae_lambda: Fraction = 0.95
+    gae_gaps: Literal["skip", "count"] = "skip"
+    """Tokens between two parts of a response that the policy did not emit: no steps of the
+    advantage, or steps of value and reward 0. Rollouts without such gaps do not change."""
     whiten_advantages: bool = True
     whitening_variance: Literal["unbiased", "biased"] = "unbiased"
     """Variance of whitening divides by n - 1 or by n."""
@@ -158,6 +165,9 @@ class PPOConfig(TrainingConfig):
     critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
     """First steps in which only the critic is updated."""
     pretraining_mix: PretrainingMixConfig | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Export a moving average of the policy's weights, which keeps this share of itself at each
+    update; DeepSpeed-Chat uses 0.992. Absent: the weights themselves are exported."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=4e-5, final_learning_rate_fraction=0.31
     )
@@ -231,7 +241,7 @@ def _method_problems(config: PPOConfig) -> list[str]:
     if rules.has_critic and config.critic_optimizer is None:
         problems.append(f"{method} needs `ppo.critic_optimizer`")
     if not rules.has_critic:
-        for name, unused in {**_NO_CRITIC, "critic_warmup_steps": 0}.items():
+        for name, unused in {**_NO_CRITIC, **_CRITIC_ONLY}.items():
             seen = getattr(config, name)
             if seen != unused:
                 problems.append(
@@ -269,10 +279,25 @@ def _option_problems(config: PPOConfig) -> list[str]:
             "`ppo.whitening_variance` has no effect: neither `ppo.whiten_advantages` nor "
             "`ppo.whiten_rewards` is on"
         )
+    if config.whiten_rewards and config.score_position == "after_end":
+        problems.append(
+            "`ppo.whiten_rewards` scales the rewards of tokens, and with `ppo.score_position = "
+            '"after_end"` the score is not among them: remove one'
+        )
     if config.old_logprobs == "sampler" and config.sampler_correction is not None:
         problems.append(
             "`ppo.sampler_correction` corrects for `ppo.old_logprobs = "
             '"trainer"`; with "sampler" the ratio already starts from the sampler: remove one'
+        )
+    if config.ema_decay is not None and config.lora is not None:
+        problems.append(
+            "`ppo.ema_decay` averages weights, and the average of LoRA's two factors is not that "
+            "of their product: remove one of `ppo.ema_decay` and `ppo.lora`"
+        )
+    if config.ema_decay is not None and config.zero_stage == 3:
+        problems.append(
+            "`ppo.ema_decay` needs whole weights on every rank, which `ppo.zero_stage = 3` does "
+            "not have: use 0, 1 or 2, or remove `ppo.ema_decay`"
         )
     if config.update_kl_limit_nats is not None and config.updates_per_step == 1:
         problems.append(

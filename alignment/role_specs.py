@@ -22,6 +22,7 @@ class TrainableSpec:
     logits of a language model, so that its log-probabilities are those of the sampler.
     `entropy_gradient` lets a loss differentiate the entropy, which costs memory in the backward.
     `heads` is how many heads a new value model gets; with several its scores are [B, heads].
+    `ema_decay` keeps a moving average of the weights, which is exported in their place.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TrainableSpec:
     temperature: float = 1.0
     entropy_gradient: bool = False
     heads: int = 1
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

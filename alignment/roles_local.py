@@ -33,6 +33,7 @@ from alignment.models.passes import (
     scores_of,
     values_of,
 )
+from alignment.models.weight_average import WeightAverage
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
 from alignment.training.roles import Loss, StepReport
 
@@ -47,6 +48,7 @@ class LocalTrainable:
         self.spec = spec
         self.optimizer = build_optimizer(module, spec.optimizer)
         self.schedule = build_schedule(self.optimizer, spec.optimizer, spec.total_steps)
+        self.average = WeightAverage(module, spec.ema_decay)
 
     def forward_backward(
         self, batch: TokenBatch, loss: Loss, *, denominator: float
@@ -63,13 +65,14 @@ class LocalTrainable:
         )
 
     def step(self) -> StepReport:
-        """Clip, update, advance the schedule, clear the gradients."""
+        """Clip, update weights and average, advance the schedule, clear the gradients."""
         norm = torch.nn.utils.clip_grad_norm_(
             self.module.parameters(), self.spec.optimizer.max_gradient_norm
         )
         learning_rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
+        self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(gradient_norm=float(norm), learning_rate=learning_rate)
 
@@ -93,6 +96,7 @@ class LocalTrainable:
     def save_checkpoint(self, folder: Path) -> None:
         """Weights (not frozen ones), optimiser, schedule and torch's random state."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.average.save(folder)
         state = {name: part.state_dict() for name, part in self._parts().items()}
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             if not parameter.requires_grad:
@@ -108,6 +112,7 @@ class LocalTrainable:
         missing = [n for n in (*self._parts(), "torch_rng") if n not in state]
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; delete it")
+        self.average.load(folder)
         is_whole = all(parameter.requires_grad for parameter in self.module.parameters())
         self.module.load_state_dict(state["module"], strict=is_whole)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -115,14 +120,16 @@ class LocalTrainable:
         torch.set_rng_state(state["torch_rng"])
 
     def export(self, folder: Path) -> None:
-        """Write the weights as a loadable folder."""
+        """Write the weights, or their average where one is kept, as a loadable folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.module.save(folder)
+        with self.average.in_place():
+            self.module.save(folder)
 
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind this role."""
         facts = describe_local(self.spec.name)
-        return [facts | {"checkpoint_bytes": trained_state_bytes(self.module)}]
+        size = trained_state_bytes(self.module, averaged=self.spec.ema_decay is not None)
+        return [facts | {"checkpoint_bytes": size}]
 
     def _parts(self) -> dict[str, Any]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}

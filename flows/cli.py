@@ -15,6 +15,7 @@ from alignment.errors import AlignmentError
 from flows.exit_codes import FAILED, INTERRUPTED, WAITING_FOR_PEOPLE
 from flows.label_commands import add_label_commands
 from flows.shipped_configs import shipped_configs
+from flows.store_commands import add_store_commands
 from flows.waiting import WaitingForPeople
 
 _DESCRIPTION = """\
@@ -33,6 +34,8 @@ examples:
   alignflow plan quickstart                       memory, placement and time, before it starts
   alignflow report quickstart                     results of a finished run
   alignflow lineage quickstart                    from the policy back to data and rankings
+  alignflow release quickstart --out model/       the policy as a folder that others load
+  alignflow store gc --dry-run                    what no run needs any more
 
 Results lie in runs/<name>/ (run.json, metrics/, summary.json, report.html), finished stages in
 store/. Both places are settings: --set run.store=/data/store --set run.runs=/data/runs
@@ -84,7 +87,7 @@ def command_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_plan(commands)
     _add_report(commands)
-    _add_lineage(commands)
+    add_store_commands(partial(_command, commands))
     _add_import(commands)
     _add_label(commands)
     return parser
@@ -166,17 +169,6 @@ def _add_report(commands: Commands) -> None:
     )
     _add_run_arguments(parser)
     parser.set_defaults(handler=_report)
-
-
-def _add_lineage(commands: Commands) -> None:
-    parser = _command(
-        commands,
-        "lineage",
-        "show what a run's results were made of, down to files and rankings",
-        "examples:\n  alignflow lineage quickstart\n  alignflow lineage quickstart --json",
-    )
-    _add_run_arguments(parser)
-    parser.set_defaults(handler=_lineage)
 
 
 def _add_import(commands: Commands) -> None:
@@ -268,12 +260,6 @@ def _report(arguments: argparse.Namespace) -> int:
     from flows.commands import report
 
     return report(arguments)
-
-
-def _lineage(arguments: argparse.Namespace) -> int:
-    from flows.commands import show_lineage
-
-    return show_lineage(arguments)
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ REPORT_NAME = "report.html"
 
 
 @contextlib.contextmanager
-def _until_nobody_reads() -> Iterator[None]:
+def until_nobody_reads() -> Iterator[None]:
     """End quietly where the output's reader ends first, e.g. `alignflow config x | head`."""
     try:
         yield
@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
     return _tell_outcome(outcome)
 
 
-@_until_nobody_reads()
+@until_nobody_reads()
 def show_config(arguments: Namespace) -> int:
     """Print resolved settings and derived sizes."""
     from flows.derived_sizes import derived_sizes
@@ -64,7 +64,7 @@ def show_config(arguments: Namespace) -> int:
     return 0
 
 
-@_until_nobody_reads()
+@until_nobody_reads()
 def show_plan(arguments: Namespace) -> int:
     """Print what a run will need, or how far a plan was from a finished run."""
     from rich.console import Console
@@ -102,7 +102,7 @@ def show_plan(arguments: Namespace) -> int:
     return 0 if plan.fits else FAILED
 
 
-@_until_nobody_reads()
+@until_nobody_reads()
 def report(arguments: Namespace) -> int:
     """Print a finished run's results."""
     from rich.console import Console
@@ -116,23 +116,6 @@ def report(arguments: Namespace) -> int:
         return 0
     page = folder / REPORT_NAME
     print_results(Console(highlight=False), summary, page if page.exists() else None)
-    return 0
-
-
-@_until_nobody_reads()
-def show_lineage(arguments: Namespace) -> int:
-    """Print what a run's results were made of."""
-    from flows.lineage import render_text, run_lineage
-    from flows.store import ArtifactStore
-
-    folder = _run_folder(arguments)
-    nodes = run_lineage(ArtifactStore(Path(read_run(folder).store)), folder)
-    if not nodes:
-        raise StoreError(f"run {folder.name} has no finished stage in the store yet")
-    if arguments.json:
-        print(json.dumps([node.as_json() for node in nodes], indent=2, ensure_ascii=False))
-    else:
-        print(render_text(nodes))
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.config import ClusterConfig
+from alignment.errors import ClusterError
 from alignment.role_specs import RoleSpec
 from flows.memory import MemorySampler
 from flows.summary import Actor
@@ -77,6 +78,9 @@ class Engines:
             self._cluster = self._open.enter_context(
                 Cluster.open(self.config, log_folder=self.logs)
             )
+            refusal = why_no_several_machines(self.config, self._cluster.node_count)
+            if refusal is not None:
+                raise ClusterError(refusal)
         roles: dict[str, Any] = self._cluster.start_roles(specs)
         return roles
 
@@ -98,6 +102,18 @@ class Engines:
                     policy_versions=tuple(actor.get("policy_versions", ())),
                 )
             )
+
+
+def why_no_several_machines(config: ClusterConfig, machines: int) -> str | None:
+    """Why roles cannot be spread over so many machines; None if they can."""
+    if machines <= 1 or config.store_is_shared:
+        return None
+    return (
+        f"the cluster has {machines} machines, and roles on each read models from the store and "
+        "write checkpoints there: put `run.store` and `run.runs` on a file system that all of them "
+        "see at the same path and say so with `cluster.store_is_shared = true`, or use one "
+        "machine. `run.shared_store` alone does not do: it carries finished stages only"
+    )
 
 
 ENGINES = ("ray", "deepspeed", "vllm")

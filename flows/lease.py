@@ -36,6 +36,27 @@ def lease(path: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def shared_lease(path: Path, refusal: str, *, alone: bool = False) -> Iterator[None]:
+    """Hold `path` together with others, or `alone`; `refusal` is the message if that cannot be.
+
+    Raises:
+        StoreError: somebody holds it alone, or, for `alone`, holds it at all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(refusal) from None
+        except OSError as error:
+            raise _no_locks(path, error) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, path: Path, what: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,10 +66,14 @@ def _lock(descriptor: int, path: Path, what: str) -> None:
             f"that. Wait for it to end, or stop it, and run the same command again ({path})"
         ) from None
     except OSError as error:
-        raise StoreError(
-            f"{path} cannot be locked ({error.strerror}); keep the store on a file system with "
-            "locks, e.g. a local disk"
-        ) from error
+        raise _no_locks(path, error) from error
+
+
+def _no_locks(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be locked ({error.strerror}); keep the store on a file system with "
+        "locks, e.g. a local disk"
+    )
 
 
 def _holder() -> dict[str, str | int]:

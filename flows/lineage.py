@@ -1,74 +1,95 @@
-"""From an artifact back to everything it was made of: walk the manifests down to the data."""
+"""From an artifact back to everything it was made of: walk the manifests down to the data.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+What is shared is kept once: a lineage is a graph of artifacts by stage and key, and each manifest
+is read a single time however many stages have read its artifact.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import ConfigError
+from alignment.records import Ranking
 from flows.manifest import Artifact, InputReference
 from flows.run_record import read_run
 from flows.store import ArtifactStore
 
+SCHEMA_VERSION = 1
+RANKINGS_OUTPUT = "rankings.parquet"
+"""Under this name the stage `preferences` keeps the rankings it was made of."""
 _DIGITS_SHOWN = 12
+
+Identity = tuple[str, str]
+"""Stage and key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LineageNode:
-    """An input of a stage, or a run's final artifact, with the inputs it was made of.
+class Lineage:
+    """Artifacts and all they were made of.
 
-    `artifact` is None for what no stage made (a file, a round of rankings) and for a stage
-    whose manifest is no longer in the store: `missing` tells them apart.
+    `ends` are what the walk began with; `artifacts` all that were found, the nearest first;
+    `missing` those that a manifest names and the store no longer has.
     """
 
-    name: str
-    reference: InputReference
-    artifact: Artifact | None = None
-    missing: bool = False
-    inputs: tuple["LineageNode", ...] = field(default=())
+    ends: tuple[Artifact, ...]
+    artifacts: Mapping[Identity, Artifact]
+    missing: frozenset[Identity]
 
-    def as_json(self) -> dict[str, Any]:
-        """The node and all below it."""
-        node: dict[str, Any] = {"name": self.name, "digest": self.reference.digest}
-        if self.reference.source is not None:
-            node["source"] = self.reference.source
-        if self.reference.stage is not None:
-            node |= {
-                "stage": self.reference.stage,
-                "key": self.reference.key,
-                "missing": self.missing,
-            }
-        if self.artifact is not None:
-            node |= {
-                "run": self.artifact.run,
-                "created": self.artifact.created,
-                "stage_version": self.artifact.stage_version,
-                "commit": self.artifact.versions.get("commit"),
-                "seed": self.artifact.seed,
-                "settings": dict(self.artifact.settings),
-                "metrics": dict(self.artifact.metrics),
-                "folder": str(self.artifact.folder),
-                "inputs": [node.as_json() for node in self.inputs],
-            }
-        return node
+    def behind(self, reference: InputReference) -> Artifact | None:
+        """The artifact that a reference means; None for a file, a round, or a missing stage."""
+        if reference.stage is None or reference.key is None:
+            return None
+        return self.artifacts.get((reference.stage, reference.key))
+
+    def as_json(self, *, rankings: bool = False) -> dict[str, Any]:
+        """The graph for programs; an artifact's name in it is `stage/key`.
+
+        `rankings` adds each ranking behind the stage `preferences`, read from its outputs.
+        """
+        artifacts = {name_of(artifact): _as_json(artifact) for artifact in self.artifacts.values()}
+        if rankings:
+            for artifact in self.artifacts.values():
+                if RANKINGS_OUTPUT in artifact.outputs:
+                    artifacts[name_of(artifact)]["rankings"] = [
+                        asdict(ranking) for ranking in rankings_of(artifact)
+                    ]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "ends": [name_of(artifact) for artifact in self.ends],
+            "artifacts": artifacts,
+            "missing": sorted(f"{stage}/{key}" for stage, key in self.missing),
+        }
 
 
-def lineage(
-    store: ArtifactStore, artifact: Artifact, name: str = "", digest: str | None = None
-) -> LineageNode:
-    """An artifact and, recursively, what it was made of, down to files and rankings."""
-    reference = artifact.reference()
-    return LineageNode(
-        name=name or artifact.stage,
-        reference=InputReference(
-            digest=digest or reference.digest, stage=artifact.stage, key=artifact.key
-        ),
-        artifact=artifact,
-        inputs=tuple(_input(store, name, ref) for name, ref in sorted(artifact.inputs.items())),
-    )
+def name_of(artifact: Artifact) -> str:
+    """An artifact's name in a lineage's JSON."""
+    return f"{artifact.stage}/{artifact.key}"
 
 
-def run_lineage(store: ArtifactStore, run_folder: Path) -> tuple[LineageNode, ...]:
+def lineage(store: ArtifactStore, *ends: Artifact) -> Lineage:
+    """Artifacts and, down to files and rankings, what they were made of.
+
+    Raises:
+        StoreError: a manifest is damaged.
+    """
+    artifacts = {(end.stage, end.key): end for end in ends}
+    missing: set[Identity] = set()
+    to_read = list(artifacts.values())
+    for artifact in to_read:  # grows while it is walked
+        for identity in _stages_read(artifact):
+            if identity in artifacts or identity in missing:
+                continue
+            found = store.get(*identity)
+            if found is None:
+                missing.add(identity)
+            else:
+                artifacts[identity] = found
+                to_read.append(found)
+    return Lineage(ends=ends, artifacts=artifacts, missing=frozenset(missing))
+
+
+def run_lineage(store: ArtifactStore, run_folder: Path) -> Lineage:
     """The lineage of each finished artifact of a run that no other stage of the run has read.
 
     Raises:
@@ -78,9 +99,9 @@ def run_lineage(store: ArtifactStore, run_folder: Path) -> tuple[LineageNode, ..
     keys = {(stage, record.finished_key) for stage, record in stages.items() if record.finished_key}
     found = [store.get(stage, key) for stage, key in keys if key]
     artifacts = [artifact for artifact in found if artifact is not None]
-    read = {(i.stage, i.key) for artifact in artifacts for i in artifact.inputs.values()}
+    read = {identity for artifact in artifacts for identity in _stages_read(artifact)}
     ends = [artifact for artifact in artifacts if (artifact.stage, artifact.key) not in read]
-    return tuple(lineage(store, end) for end in sorted(ends, key=lambda a: (a.created, a.stage)))
+    return lineage(store, *sorted(ends, key=lambda a: (a.created, a.stage)))
 
 
 def require_ancestor(store: ArtifactStore, *, policy: Artifact, reference: Artifact) -> None:
@@ -90,10 +111,7 @@ def require_ancestor(store: ArtifactStore, *, policy: Artifact, reference: Artif
         ConfigError: the reference is neither what the policy starts from nor among what that was
             made of; KL from it would measure how two unrelated models differ.
     """
-    start = lineage(store, policy)
-    if (reference.stage, reference.key) not in {
-        (node.reference.stage, node.reference.key) for node in _all_nodes(start)
-    }:
+    if (reference.stage, reference.key) not in lineage(store, policy).artifacts:
         raise ConfigError(
             f"the reference, {reference.stage} {reference.key[:_DIGITS_SHOWN]}, is not an ancestor "
             f"of the policy's start, {policy.stage} {policy.key[:_DIGITS_SHOWN]}; take that start "
@@ -101,65 +119,35 @@ def require_ancestor(store: ArtifactStore, *, policy: Artifact, reference: Artif
         )
 
 
-def _all_nodes(node: LineageNode) -> Iterator[LineageNode]:
-    yield node
-    for child in node.inputs:
-        yield from _all_nodes(child)
+def rankings_of(artifact: Artifact) -> tuple[Ranking, ...]:
+    """Each ranking that a `preferences` artifact was made of."""
+    from alignment.data.tables import read_records
+
+    return read_records(artifact.path(RANKINGS_OUTPUT), Ranking)
 
 
-def render_text(nodes: tuple[LineageNode, ...]) -> str:
-    """The trees as indented text; what has been shown once is referred to, not repeated."""
-    shown: set[tuple[str | None, str | None]] = set()
-    return "\n".join(line for node in nodes for line in _render(node, "", "", shown))
+def _stages_read(artifact: Artifact) -> Iterable[Identity]:
+    for reference in artifact.inputs.values():
+        if reference.stage is not None and reference.key is not None:
+            yield reference.stage, reference.key
 
 
-def _input(store: ArtifactStore, name: str, reference: InputReference) -> LineageNode:
-    if reference.stage is None or reference.key is None:
-        return LineageNode(name=name, reference=reference)
-    artifact = store.get(reference.stage, reference.key)
-    if artifact is None:
-        return LineageNode(name=name, reference=reference, missing=True)
-    return lineage(store, artifact, name, reference.digest)
-
-
-def _render(
-    node: LineageNode,
-    first: str,
-    indent: str,
-    shown: set[tuple[str | None, str | None]],
-) -> Iterator[str]:
-    identity = (node.reference.stage, node.reference.key)
-    above = node.artifact is not None and identity in shown
-    yield f"{first}{_headline(node)}{'  (above)' if above else ''}"
-    if node.artifact is None or above:
-        return
-    shown.add(identity)
-    facts = _facts(node.artifact)
-    if facts:
-        yield f"{indent}{'│' if node.inputs else ' '}  {facts}"
-    for index, child in enumerate(node.inputs):
-        last = index == len(node.inputs) - 1
-        yield from _render(
-            child, indent + ("└─ " if last else "├─ "), indent + ("   " if last else "│  "), shown
-        )
-
-
-def _headline(node: LineageNode) -> str:
-    reference = node.reference
-    digest = f"sha256 {reference.digest[:_DIGITS_SHOWN]}"
-    if reference.stage is None:
-        return f"{node.name}: {reference.source or 'given'}, {digest}"
-    stage = "" if node.name == reference.stage else f"{node.name}: "
-    where = f"{stage}{reference.stage} {(reference.key or '')[:_DIGITS_SHOWN]}"
-    if node.artifact is None:
-        return f"{where}, {digest}, no longer in the store"
-    return f"{where}, made {node.artifact.created} by run {node.artifact.run or '?'}, {digest}"
-
-
-def _facts(artifact: Artifact) -> str:
-    metrics: Mapping[str, Any] = artifact.metrics
-    plain = {k: v for k, v in metrics.items() if isinstance(v, int | float | str)}
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in plain.items()
-    )
+def _as_json(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "stage": artifact.stage,
+        "key": artifact.key,
+        "digest": artifact.digest_all,
+        "run": artifact.run,
+        "created": artifact.created,
+        "seconds": artifact.seconds,
+        "stage_version": artifact.stage_version,
+        "commit": artifact.versions.get("commit"),
+        "seed": artifact.seed,
+        "settings": dict(artifact.settings),
+        "metrics": dict(artifact.metrics),
+        "folder": str(artifact.folder),
+        "inputs": {
+            name: {field: value for field, value in asdict(reference).items() if value is not None}
+            for name, reference in sorted(artifact.inputs.items())
+        },
+    }

@@ -215,18 +215,37 @@ def read_manifest(folder: Path) -> Artifact:
         StoreError: the manifest cannot be read or lacks a field.
     """
     path = folder / MANIFEST_NAME
+    advice = f"delete the folder {folder} and run again, the stage is then redone"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error, advice) from error
+    return manifest_from_json(text, folder, str(path), advice)
+
+
+def manifest_from_json(
+    text: bytes, folder: Path, where: str, advice: str = "delete it and run again"
+) -> Artifact:
+    """The artifact that a manifest's text describes, lying in `folder`.
+
+    Raises:
+        StoreError: the text is no JSON or lacks a field; names `where` and says `advice`.
+    """
+    try:
+        manifest = json.loads(text)
         outputs = [OutputFile(**output) for output in manifest.pop("outputs")]
         inputs = {name: InputReference(**i) for name, i in manifest.pop("inputs").items()}
         return Artifact(
             folder=folder, outputs={o.path: o for o in outputs}, inputs=inputs, **manifest
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(
-            f"manifest {path} cannot be read ({type(error).__name__}: {error}); "
-            f"delete the folder {folder} and run again, the stage is then redone"
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _unreadable(where, error, advice) from error
+
+
+def _unreadable(where: object, error: Exception, advice: str) -> StoreError:
+    return StoreError(
+        f"manifest {where} cannot be read ({type(error).__name__}: {error}); {advice}"
+    )
 
 
 def _text_key(key: Any) -> str:

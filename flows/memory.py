@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from alignment.metrics import MEMORY_OF
+
 _KIB_PER_GIB = 1 << 20
 _SAMPLES_PER_PSS = 10
 """The kernel walks all pages of a process for its PSS: 20 ms a GiB, during which it waits."""
@@ -70,9 +72,11 @@ class MemorySampler:
         self._thread.join()
 
     def watch(self, name: str, pid: int) -> None:
-        """Also sample process `pid` from now on, under `name`, e.g. `policy/0`."""
+        """Also sample process `pid`, now and from now on, under `name`, e.g. `policy-0`."""
+        size = _pss_kib(pid)
         with self._lock:
             self._watched[name] = pid
+            self._peak_pss[name] = max(self._peak_pss.get(name, 0), size)
 
     def report(self) -> MemoryReport:
         """What was seen so far."""
@@ -105,6 +109,12 @@ class MemorySampler:
                     self._peak_pss[name] = max(self._peak_pss.get(name, 0), size)
             if self._stop.wait(self.period_s):
                 return
+
+
+def memory_metrics(report: MemoryReport) -> dict[str, float]:
+    """The report as metrics of a step."""
+    by_process = {f"{MEMORY_OF}{name}": gib for name, gib in report.peak_pss_gib.items()}
+    return {"memory/rise_gib": report.peak_rise_gib, **by_process}
 
 
 def system_memory_gib() -> float:

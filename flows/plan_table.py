@@ -34,6 +34,8 @@ def print_plan(console: Console, plan: RunPlan) -> None:
             console.print(line, soft_wrap=True)
     for line in (*_time(plan), *_alternatives(plan)):
         console.print(line, soft_wrap=True)
+    if plan.refusal is not None:
+        console.print(Text.assemble("refused  ", (plan.refusal, "red")), soft_wrap=True)
     for note in plan.notes:
         console.print(Text(f"note     {note}"), soft_wrap=True)
 

@@ -11,6 +11,7 @@ from alignment.planning.machines import Machines, local_machine
 from alignment.planning.model_shapes import ModelShape
 from alignment.planning.plan import StagePlan, plan_stage, require_room, tight_places
 from alignment.planning.step_time import phase_seconds
+from flows.engines import why_no_several_machines
 from flows.plan_alternatives import run_alternatives
 from flows.plan_request import Lengths, lengths_of, stage_requests, step_work
 
@@ -32,11 +33,13 @@ class RunPlan:
     alternatives: tuple[tuple[Alternative, dict[str, Any]], ...]
     """Other ways to run PPO, each with every setting to change, those of earlier stages too."""
     notes: tuple[str, ...]
+    refusal: str | None
+    """Why the machines cannot be used at all, whatever their size."""
 
     @property
     def fits(self) -> bool:
-        """No stage is predicted to be too large."""
-        return all(stage.verdict != "too large" for stage in self.stages)
+        """No stage is predicted to be too large, and the machines can be used."""
+        return self.refusal is None and all(s.verdict != "too large" for s in self.stages)
 
     @property
     def step_s(self) -> float:
@@ -89,6 +92,7 @@ def make_plan(
         steps=config.ppo.steps,
         alternatives=tuple(run_alternatives(config, shape, lengths, machines)),
         notes=tuple(_notes(config, machines)),
+        refusal=why_no_several_machines(config.cluster, len(machines.nodes)),
     )
 
 
@@ -130,6 +134,7 @@ def plan_json(plan: RunPlan) -> dict[str, Any]:
         },
         "lengths": asdict(plan.lengths),
         "fits": plan.fits,
+        "refusal": plan.refusal,
         "stages": [_stage_json(stage) for stage in plan.stages],
         "ppo_step": {
             "seconds": plan.step_s if plan.phases_s else None,

@@ -10,7 +10,7 @@ from alignment.seeds import derive_seed
 from flows.engines import Engines
 from flows.loggers import Loggers
 from flows.manifest import Artifact, InputReference, StageRequest
-from flows.memory import MemorySampler
+from flows.memory import MemorySampler, memory_metrics
 from flows.progress import Progress
 from flows.reuse import NEVER_RUN, reason_to_work
 from flows.run_record import METRICS_OUTPUT, RunOptions, RunRecord
@@ -124,10 +124,12 @@ class ProgressSink:
         self._loggers = context.loggers
         self._series = f"{stage}-{context.record.file.stages[stage].key[:8]}"
         self._progress = context.progress
+        self._memory = context.memory
         self._total = total_steps
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one step's metrics."""
+        """Append one step's metrics and what memory was seen so far."""
+        metrics = {**metrics, **memory_metrics(self._memory.report())}
         self._metrics.record(step, metrics)
         self._loggers.record(self._series, step, metrics)
         shown = {name.split("/")[-1]: metrics[name] for name in metrics if name in SHOWN}

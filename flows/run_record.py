@@ -27,6 +27,8 @@ from flows.durable import disk_errors, made_folder, write_json
 from flows.lease import lease
 from flows.manifest import OUTPUTS_FOLDER, Artifact
 from flows.metrics_log import JsonlMetrics
+from flows.reuse import reason_to_reuse
+from flows.store import ArtifactStore
 from flows.waiting import WaitingForPeople
 
 RunState = Literal["running", "done", "failed", "interrupted", "waiting"]
@@ -123,13 +125,14 @@ class RunRecord:
     def finish_stage(self, artifact: Artifact, *, reused: bool) -> None:
         """Note that a stage is finished; a reused one brings its metrics along if it has them."""
         earlier = self.file.stages.get(artifact.stage)
+        worked_for = earlier.reason if earlier else ""
         self._set(
             artifact.stage,
             StageRecord(
                 state="reused" if reused else "done",
                 key=artifact.key,
                 finished_key=artifact.key,
-                reason="reused" if reused or earlier is None else earlier.reason,
+                reason=reason_to_reuse(artifact, self.name) if reused else worked_for,
                 seconds=artifact.seconds,
             ),
         )
@@ -194,7 +197,8 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
             ),
         )
         try:
-            yield record
+            with ArtifactStore(config.run.store).used_by(folder):
+                yield record
         except WaitingForPeople as waiting:
             record.end("waiting", str(waiting))
             raise

@@ -14,7 +14,7 @@ from flows.memory import MemorySampler
 from flows.progress import Progress
 from flows.run_context import RunContext
 from flows.run_record import RunOptions, open_run
-from flows.store import ArtifactStore
+from flows.shared_store import open_store
 from flows.timing import WorkClock
 
 StageT = TypeVar("StageT", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ def running(config: PipelineConfig, options: RunOptions) -> Iterator[RunContext]
             config=config,
             options=options,
             record=record,
-            store=ArtifactStore(config.run.store),
+            store=open_store(config.run),
             engines=engines,
             clock=clock,
             memory=memory,

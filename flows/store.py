@@ -7,18 +7,21 @@
     <root>/stages/<stage>/<key>/outputs/       the result
     <root>/stages/<stage>/<key>/manifest.json  written last: with it, the stage is finished
     <root>/leases/<stage>-<key>.lock           who works on it now
+    <root>/runs/<name>-<digits>.json           where a run that uses this store keeps its folder
 
 `<key>` is the first 16 digits of the request's key; manifest and look-up compare all 64.
 """
 
+import hashlib
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alignment.errors import StoreError
 from flows.durable import disk_errors, made_folder, write_json
-from flows.lease import lease
+from flows.lease import lease, shared_lease
 from flows.manifest import (
     MANIFEST_NAME,
     OUTPUTS_FOLDER,
@@ -32,6 +35,7 @@ from flows.workspace import StageWorkspace, clear_half_written
 
 SCHEMA_VERSION = 1
 REQUEST_NAME = "request.json"
+RUNS_FOLDER = "runs"
 _FOLDER_DIGITS = 16
 
 
@@ -85,8 +89,7 @@ class ArtifactStore:
             StoreError: another process works on it, or it has been finished.
         """
         folder = self.folder(request.stage, request.key)
-        lock = self.root / "leases" / f"{request.stage}-{folder.name}.lock"
-        with lease(lock, f"stage {request.stage}"):
+        with lease(self.stage_lock(folder), f"stage {request.stage}"):
             if (folder / MANIFEST_NAME).exists():
                 raise StoreError(
                     f"stage {request.stage} in {folder} was finished by another process; "
@@ -97,6 +100,35 @@ class ArtifactStore:
                 write_json(folder / REQUEST_NAME, request.as_json() | {"key": request.key})
             with disk_errors(folder, only_full=True):
                 yield StageWorkspace(request, folder, run)
+
+    @contextmanager
+    def used_by(self, run_folder: Path) -> Iterator[None]:
+        """Note where a run keeps its folder, and let nothing be cleaned away while it works.
+
+        Raises:
+            StoreError: the store is being cleaned.
+        """
+        refusal = (
+            f"store {self.root} is being cleaned by `alignflow store gc`; run the same command "
+            "again when that has ended"
+        )
+        with shared_lease(self.cleaning_lock, refusal):
+            digits = hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]
+            note = self.root / RUNS_FOLDER / f"{run_folder.name}-{digits}.json"
+            if not note.exists():
+                with disk_errors(note.parent):
+                    made_folder(note.parent)
+                    write_json(note, {"folder": str(run_folder), "host": socket.gethostname()})
+            yield
+
+    @property
+    def cleaning_lock(self) -> Path:
+        """Held together by the runs at work, and alone by what removes stages."""
+        return self.root / "leases" / "cleaning.lock"
+
+    def stage_lock(self, folder: Path) -> Path:
+        """The lock of the stage in `folder`."""
+        return self.root / "leases" / f"{folder.parent.name}-{folder.name}.lock"
 
     def is_interrupted(self, request: StageRequest) -> bool:
         """True if the stage was begun and not finished."""

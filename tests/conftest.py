@@ -1,4 +1,4 @@
-"""Fixtures that several packages share."""
+"""Fixtures that several packages share, and how tests are shared among processes."""
 
 from pathlib import Path
 
@@ -8,6 +8,26 @@ import torch
 from alignment.models.tiny import make_tiny_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may not run apart goes into one group, the longest groups first.
+
+    With `--dist loadgroup` a group stays in one process: the tests of `cluster/` share a Ray, all
+    other tests that start engines share servers and a browser, and a module shares its fixtures.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _LONGEST_FIRST.get(_group(item), len(_LONGEST_FIRST)))
+
+
+_LONGEST_FIRST = {"ray": 0, "services": 1}
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("engines") is None:
+        return str(item.path)
+    return "ray" if item.path.parent.name == "cluster" else "services"
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def test_the_empty_response_scores_zero():
         ("finished", 'They call it "the salty ocean."', True, 1.0),
         ("concise", "The ocean is.", True, 0.5),  # 3 of 6 words
         ("concise", "salt " * 20, True, 1.0),
-        ("concise", "salt " * 27, True, 0.5),  # half-way from 20 to 34
+        ("concise", "salt " * 30, True, 0.5),  # half-way from 20 to 40
         ("concise", "salt " * 40, True, 0.0),
         ("on_topic", "Bananas are yellow because the sun shines on them.", True, 0.0),
         ("on_topic", "An ocean is a very large body of water.", True, 0.5),

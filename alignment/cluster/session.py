@@ -64,6 +64,11 @@ class Cluster:
         """Ray's session folder on this machine; a private Ray removes it when it ends."""
         return self.logs.resolve().parent
 
+    @property
+    def node_count(self) -> int:
+        """Machines of the cluster that are alive."""
+        return len(cluster_nodes())
+
     def start_roles(self, specs: Sequence[RoleSpec]) -> dict[str, Any]:
         """Start roles side by side and wait until all are ready; returns them by name.
 

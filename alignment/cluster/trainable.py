@@ -43,6 +43,7 @@ from alignment.models.passes import (
     scores_of,
     values_of,
 )
+from alignment.models.weight_average import WeightAverage
 from alignment.role_specs import FrozenSpec, TrainableSpec
 from alignment.training.roles import Loss, StepReport
 
@@ -88,6 +89,7 @@ class TrainableActor:
         self._own: Module = load_trainable_module(spec).to(self.device)
         self._engine, self._clip = start_engine(self._own, spec)
         self._module = EngineModule(self._engine, self._own)
+        self._average = WeightAverage(self._own, spec.ema_decay)
 
     def forward_backward(self, shard: Shard, loss: Loss, denominator: float) -> dict[str, float]:
         """Add this rank's part of the gradient; see `alignment.training.roles.Trainable`."""
@@ -106,7 +108,7 @@ class TrainableActor:
         )
 
     def step(self) -> StepReport:
-        """Clip, update the weights, advance the schedule, clear the gradients.
+        """Clip, update weights and average, advance the schedule, clear the gradients.
 
         Raises:
             NumericsError: the gradient is not finite; the weights are as before.
@@ -120,6 +122,7 @@ class TrainableActor:
                 f"{self._engine.global_steps}; the weights are as before. Lower the learning "
                 "rate, or look at the last batch"
             )
+        self._average.update()
         return StepReport(gradient_norm=norm, learning_rate=learning_rate)
 
     @gives_memory_back
@@ -187,7 +190,9 @@ class TrainableActor:
 
     @gives_memory_back
     def save_checkpoint(self, folder: Path) -> None:
-        """Weights, optimiser, schedule and random states of this rank."""
+        """Weights, their average, optimiser, schedule and random states of this rank."""
+        if self.rank == 0:
+            self._average.save(folder)
         save_engine_checkpoint(
             self._engine,
             folder,
@@ -205,11 +210,12 @@ class TrainableActor:
             num_ranks=self.num_ranks,
             base_digest=self._base_digest,
         )
+        self._average.load(folder)
 
     @gives_memory_back
     def export(self, folder: Path) -> None:
-        """Rank 0 writes the weights as a loadable folder."""
-        with gathered_parameters(list(self._own.parameters())):
+        """Rank 0 writes the weights, or their average, as a loadable folder."""
+        with gathered_parameters(list(self._own.parameters())), self._average.in_place():
             if self.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._own.save(folder)
@@ -230,7 +236,11 @@ class TrainableActor:
         }
         return {
             **facts,
-            "checkpoint_bytes": trained_state_bytes(self._own, zero_stage=training.zero_stage),
+            "checkpoint_bytes": trained_state_bytes(
+                self._own,
+                zero_stage=training.zero_stage,
+                averaged=self.spec.ema_decay is not None,
+            ),
             "engine": type(self._engine).__name__,
             "optimizer": type(self._engine.optimizer).__name__,
             "deepspeed": deepspeed.__version__,

@@ -42,11 +42,11 @@ def learning_rate_factor(config: OptimizerConfig, total_steps: int) -> Callable[
     return factor
 
 
-def trained_state_bytes(module: nn.Module, *, zero_stage: int = 0) -> int:
+def trained_state_bytes(module: nn.Module, *, zero_stage: int = 0, averaged: bool = False) -> int:
     """About what a checkpoint of the module takes on disk, all ranks together.
 
-    Float32 weights, two moments of AdamW, and above ZeRO 0 the optimiser's own copy of the
-    weights. Frozen weights are not written.
+    Float32 weights, two moments of AdamW, above ZeRO 0 the optimiser's own copy of the weights,
+    and the weights' average where one is kept. Frozen weights are not written.
     """
     numbers = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
-    return 4 * numbers * (4 if zero_stage else 3)
+    return 4 * numbers * ((4 if zero_stage else 3) + averaged)

@@ -1,5 +1,7 @@
 """How much better than expected: by a critic over tokens, or by comparing whole responses."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,28 +16,41 @@ def generalized_advantages(
     *,
     discount: float,
     gae_lambda: float,
+    gaps: Literal["skip", "count"] = "skip",
+    end_values: Float[Tensor, " B"] | None = None,
+    end_rewards: Float[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Advantages and returns (= advantages + values, before any whitening); 0 outside the mask.
 
-    values[b, t] is the value before token t is emitted; after the last response token it is 0.
+    values[b, t] is the value before token t is emitted; after the last response token it is 0,
+    unless there is one more step there, of value `end_values` and reward `end_rewards`, after
+    which it is 0 (where TRL pays the score).
     Gaps in the mask, such as tool output, are no steps: the next value and advantage are carried
-    over them, so the result equals that of the sequence with the gap cut out. Each row is one
-    sequence; do not pack.
+    over them, so the result equals that of the sequence with the gap cut out. With `gaps`
+    "count" each token of a gap is a step of value and reward 0, as OpenRLHF has it. Each row is
+    one sequence; do not pack.
 
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
     """
+    steps = response_mask
+    if gaps == "count":
+        steps = response_mask.cummax(1).values & response_mask.flip(1).cummax(1).values.flip(1)
+        values = torch.where(response_mask, values, 0.0)
+        rewards = torch.where(response_mask, rewards, 0.0)
     advantages = torch.zeros_like(values)
     next_advantage = torch.zeros_like(values[:, 0])
     next_value = torch.zeros_like(values[:, 0])
+    if end_values is not None and end_rewards is not None:
+        next_advantage, next_value = end_rewards - end_values, end_values
     for t in reversed(range(values.shape[1])):
-        is_step = response_mask[:, t]
+        is_step = steps[:, t]
         delta = rewards[:, t] + discount * next_value - values[:, t]
         advantage = delta + discount * gae_lambda * next_advantage
         next_advantage = torch.where(is_step, advantage, next_advantage)
         next_value = torch.where(is_step, values[:, t], next_value)
         advantages[:, t] = torch.where(is_step, advantage, 0.0)
     returns = torch.where(response_mask, advantages + values, 0.0)
-    return advantages, returns
+    return torch.where(response_mask, advantages, 0.0), returns
 
 
 def leave_one_out_advantages(

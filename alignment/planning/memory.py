@@ -164,6 +164,7 @@ def _trainable(
         activations += vocabulary_chunk(shape, batch, tokens)
     adapters = updated if training.lora else 0
     weights = 4 * (share if stage == 3 else numbers) + 4 * adapters
+    weights += 4 * updated if spec.ema_decay else 0  # the average, whole on every rank
     gradients = 4 * (updated_share if stage >= 2 else updated)
     master = updated_share if stage in (1, 2) else 0  # DeepSpeed copies what it updates
     optimizer = 4 * ((2 * updated_share if stage else 2 * updated) + master)

@@ -19,7 +19,6 @@ them); whitening per minibatch (it makes the gradient depend on the cut).
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from alignment.checkpoints import Checkpoints, LoopState, RolloutJournal
 from alignment.config import PPOConfig
@@ -27,12 +26,13 @@ from alignment.data.batching import minibatch_order
 from alignment.experience import EncodedPrompt, Experience, Sampling, TokenBatch, select_rows
 from alignment.seeds import derive_seed
 from alignment.training.guards import require_finite
-from alignment.training.ppo_experience import (
-    build_experience,
-    next_coefficient,
-    prompts_of_step,
+from alignment.training.ppo_experience import build_experience, next_coefficient, prompts_of_step
+from alignment.training.ppo_objective import (
+    critic_denominator,
+    critic_objective,
+    minibatch_denominator,
+    policy_objective,
 )
-from alignment.training.ppo_objective import critic_loss, minibatch_denominator, policy_objective
 from alignment.training.ppo_report import PhaseClock, UpdateLog, step_metrics
 from alignment.training.ppo_scoring import check_scored, score_rollout
 from alignment.training.pretraining_mix import PretrainingMix
@@ -77,7 +77,7 @@ def train_ppo(
 
         order_seed = derive_seed(seed, "order", step)
         minibatches = _minibatches(config, len(rollout.token_ids), seed=order_seed, epoch=0)
-        scored = score_rollout(roles, rollout, minibatches, clock)
+        scored = score_rollout(config, roles, rollout, minibatches, clock)
         kl_nats = check_scored(scored, config, step=step)
 
         coefficient, moments = state.kl_coefficient, state.score_moments.add(scored.scores.tolist())
@@ -111,7 +111,7 @@ def optimise(
     """
     log = UpdateLog()
     objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
-    value_objective = partial(critic_loss, clip=config.value_clip)
+    value_objective = critic_objective(config)
     for epoch in range(config.epochs):
         for rows in _minibatches(config, len(experience.token_ids), seed=seed, epoch=epoch):
             minibatch = select_rows(experience, rows)
@@ -125,7 +125,7 @@ def optimise(
                     )
             if roles.critic is not None:
                 with clock.phase("update_critic"):
-                    tokens = minibatch_denominator(minibatch, "token-mean")
+                    tokens = critic_denominator(minibatch, config)
                     log.add_critic(
                         *_update("critic", roles.critic, minibatch, value_objective, tokens, epoch)
                     )

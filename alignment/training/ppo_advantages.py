@@ -21,15 +21,17 @@ from alignment.objectives.sampler_weights import sampler_weights
 
 
 def advantages_and_returns(
-    config: PPOConfig, rewards: Tensor, scored: ScoredRollout
+    config: PPOConfig, rewards: Tensor, paid: Tensor, scored: ScoredRollout
 ) -> tuple[Tensor, Tensor]:
     """Advantages as the update uses them, and the critic's targets, both float32 [B, T].
 
+    `rewards` [B, T] are those of the tokens, `paid` [B] is each response's score, which they
+    hold already unless it is paid after the end.
     Whitening comes after the method, over the whole rollout; weights that correct for the
     sampler come last. Returns are taken before both.
     """
     mask = scored.response_mask
-    advantages, returns = ESTIMATORS[config.method](config, rewards, scored)
+    advantages, returns = ESTIMATORS[config.method](config, rewards, paid, scored)
     if config.whiten_advantages:
         unbiased = config.whitening_variance == "unbiased"
         advantages = masked_whiten(advantages, mask, unbiased=unbiased)
@@ -43,26 +45,32 @@ def advantages_and_returns(
     return advantages, returns
 
 
-def _by_critic(config: PPOConfig, rewards: Tensor, scored: ScoredRollout) -> tuple[Tensor, Tensor]:
+def _by_critic(
+    config: PPOConfig, rewards: Tensor, paid: Tensor, scored: ScoredRollout
+) -> tuple[Tensor, Tensor]:
     """PPO. Without a critic its values are 0 and lambda is 1: the reward to go, REINFORCE++."""
+    is_after_end = config.score_position == "after_end"
     return generalized_advantages(
         rewards,
         scored.old_values,
         scored.response_mask,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
+        gaps=config.gae_gaps,
+        end_values=scored.end_values if is_after_end else None,
+        end_rewards=paid if is_after_end else None,
     )
 
 
 def _leave_one_out(
-    config: PPOConfig, rewards: Tensor, scored: ScoredRollout
+    config: PPOConfig, rewards: Tensor, paid: Tensor, scored: ScoredRollout
 ) -> tuple[Tensor, Tensor]:
     total = rewards.sum(1)
     return _on_every_token(leave_one_out_advantages(total, scored.prompt_index), total, scored)
 
 
 def _group_relative(
-    config: PPOConfig, rewards: Tensor, scored: ScoredRollout
+    config: PPOConfig, rewards: Tensor, paid: Tensor, scored: ScoredRollout
 ) -> tuple[Tensor, Tensor]:
     total = rewards.sum(1)
     advantages = group_relative_advantages(
@@ -83,7 +91,7 @@ def _on_every_token(
     )
 
 
-Estimator = Callable[[PPOConfig, Tensor, ScoredRollout], tuple[Tensor, Tensor]]
+Estimator = Callable[[PPOConfig, Tensor, Tensor, ScoredRollout], tuple[Tensor, Tensor]]
 
 ESTIMATORS: dict[str, Estimator] = {
     "ppo": _by_critic,

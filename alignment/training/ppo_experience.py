@@ -25,11 +25,17 @@ def prompts_of_step(
 ) -> list[EncodedPrompt]:
     """The step's prompts, each repeated for its responses; a pure function of seed and step.
 
-    Prompts are visited in a shuffled order, reshuffled when all have been seen: fewer prompts
-    than a step takes come again within the step.
+    Prompts are visited in a shuffled order, reshuffled when all have been seen.
+
+    Raises:
+        DataError: there are fewer prompts than a step takes.
     """
-    if not prompts:
-        raise DataError("there are no prompts to train on; give one or more")
+    if len(prompts) < config.prompts_per_step:
+        raise DataError(
+            f"there are {len(prompts)} prompts to train on, and a step takes "
+            f"`ppo.prompts_per_step` {config.prompts_per_step} different ones: give as many or "
+            "more, or lower it (`ppo.responses_per_prompt` repeats a prompt)"
+        )
     wanted = range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step)
     chosen = []
     for position in wanted:
@@ -53,8 +59,9 @@ def build_experience(
     old_logprobs = (
         scored.old_logprobs if config.old_logprobs == "trainer" else scored.sampling_logprobs
     )
+    paid = shaped_scores(scored, config, moments)
     rewards = kl_shaped_rewards(
-        shaped_scores(scored, config, moments),
+        paid if config.score_position == "last_token" else torch.zeros_like(paid),
         scored.old_logprobs,
         scored.reference_logprobs,
         mask,
@@ -65,7 +72,7 @@ def build_experience(
     if config.whiten_rewards:
         unbiased = config.whitening_variance == "unbiased"
         rewards = masked_whiten(rewards, mask, shift_mean=False, unbiased=unbiased)
-    advantages, returns = advantages_and_returns(config, rewards, scored)
+    advantages, returns = advantages_and_returns(config, rewards, paid, scored)
     return Experience(
         token_ids=scored.token_ids,
         attention_mask=scored.attention_mask,
@@ -75,6 +82,8 @@ def build_experience(
         old_values=scored.old_values,
         advantages=advantages,
         returns=returns,
+        end_values=scored.end_values,
+        end_returns=paid,
     )
 
 

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import torch
+
 from alignment.config import PPOConfig
 from alignment.experience import Experience
 from alignment.objectives.aggregation import (
@@ -71,6 +73,7 @@ def policy_loss(
         loss=aggregation_numerator(losses, mask, aggregation),
         metrics={
             "tokens": mask.sum(),
+            "all_tokens": batch.attention_mask.sum(),
             "entropy": outputs.entropy[mask].sum(),
             "clipped": per_token.is_clipped.sum(),
             "approximate_kl": per_token.approximate_kl.sum(),
@@ -79,15 +82,43 @@ def policy_loss(
     )
 
 
-def critic_loss(outputs: ValueOutputs, batch: Experience, *, clip: float | None) -> LossSums:
-    """Squared error of the values of a microbatch; metrics are sums over response tokens."""
+def critic_objective(config: PPOConfig) -> Loss:
+    """The critic's loss under these settings."""
+    has_end = config.score_position == "after_end"
+    return partial(critic_loss, clip=config.value_clip, has_end=has_end)
+
+
+def critic_loss(
+    outputs: ValueOutputs, batch: Experience, *, clip: float | None, has_end: bool = False
+) -> LossSums:
+    """Squared error of the values of a microbatch; metrics are sums over response tokens.
+
+    `has_end` adds that of the value after each response's last token.
+    """
     per_token = ppo_value_loss(
         outputs.new_values, batch.old_values, batch.returns, batch.response_mask, clip=clip
     )
+    loss = per_token.losses.sum()
+    if has_end:
+        new, old, returns = (
+            values.unsqueeze(1) for values in (outputs.scores, batch.end_values, batch.end_returns)
+        )
+        exists = torch.ones_like(new, dtype=torch.bool)
+        loss = loss + ppo_value_loss(new, old, returns, exists, clip=clip).losses.sum()
     return LossSums(
-        loss=per_token.losses.sum(),
-        metrics={"tokens": batch.response_mask.sum(), "clipped": per_token.is_clipped.sum()},
+        loss=loss,
+        metrics={
+            "tokens": batch.response_mask.sum(),
+            "all_tokens": batch.attention_mask.sum(),
+            "clipped": per_token.is_clipped.sum(),
+        },
     )
+
+
+def critic_denominator(minibatch: Experience, config: PPOConfig) -> float:
+    """Response tokens, and one step more a sequence where the score is paid after the end."""
+    ends = len(minibatch.token_ids) if config.score_position == "after_end" else 0
+    return minibatch_denominator(minibatch, "token-mean") + ends
 
 
 def minibatch_denominator(minibatch: Experience, aggregation: Aggregation) -> float:

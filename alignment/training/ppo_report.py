@@ -34,6 +34,13 @@ class PhaseClock:
         phases = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
         return {**phases, "time/step_s": time.perf_counter() - self.started}
 
+    def throughput(self, tokens: Mapping[str, float]) -> dict[str, float]:
+        """`ppo/<phase>_tokens_per_s` of each phase that took place, given its tokens."""
+        return {
+            f"ppo/{phase}_tokens_per_s": tokens[phase] / max(self.seconds[phase], 1e-9)
+            for phase in self.seconds.keys() & tokens.keys()
+        }
+
 
 class UpdateLog:
     """Means over the minibatches of one step, and what the very first one saw."""
@@ -42,6 +49,8 @@ class UpdateLog:
         self.policy: list[dict[str, float]] = []
         self.critic: list[dict[str, float]] = []
         self.pretraining: list[dict[str, float]] = []
+        self.tokens = {"update_policy": 0.0, "update_critic": 0.0}
+        """Prompt and response tokens that went through each role's updates."""
 
     def __len__(self) -> int:
         """Updates so far, of the policy or, where it rests, of the critic."""
@@ -49,6 +58,7 @@ class UpdateLog:
 
     def add_policy(self, sums: Mapping[str, float], report: StepReport) -> None:
         """Keep one minibatch's numbers of the policy."""
+        self.tokens["update_policy"] += sums["all_tokens"]
         self.policy.append(
             {
                 "ppo/policy_loss": sums["loss"],
@@ -63,6 +73,7 @@ class UpdateLog:
 
     def add_critic(self, sums: Mapping[str, float], report: StepReport) -> None:
         """Keep one minibatch's numbers of the critic."""
+        self.tokens["update_critic"] += sums["all_tokens"]
         self.critic.append(
             {
                 "ppo/value_loss": sums["loss"],
@@ -126,7 +137,15 @@ def step_metrics(
         "ppo/policy_version": float(scored.policy_version.max()),
         **update.metrics(),
         **clock.metrics(),
+        **clock.throughput(_tokens_of_phases(scored) | update.tokens),
     }
+
+
+def _tokens_of_phases(scored: ScoredRollout) -> dict[str, float]:
+    """Response tokens that were sampled; of the models that read, prompt and response tokens."""
+    read = float(scored.attention_mask.sum())
+    readers = ("score", "old_logprobs", "reference_logprobs", "values")
+    return {"generate": float(scored.response_mask.sum()), **dict.fromkeys(readers, read)}
 
 
 def _explained_variance(experience: Experience) -> dict[str, float]:

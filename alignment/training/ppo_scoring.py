@@ -15,7 +15,11 @@ from alignment.training.roles import PPORoles
 
 
 def score_rollout(
-    roles: PPORoles, rollout: Rollout, minibatches: Sequence[Sequence[int]], clock: PhaseClock
+    config: PPOConfig,
+    roles: PPORoles,
+    rollout: Rollout,
+    minibatches: Sequence[Sequence[int]],
+    clock: PhaseClock,
 ) -> ScoredRollout:
     """Ask every model about the rollout, before any of them is updated.
 
@@ -31,16 +35,19 @@ def score_rollout(
             old_logprobs[rows, : part.shape[1]] = part
     with clock.phase("reference_logprobs"):
         reference_logprobs = roles.reference.logprobs(rollout)
-    old_values = torch.zeros_like(old_logprobs)
+    old_values, end_values = torch.zeros_like(old_logprobs), torch.zeros(len(old_logprobs))
     if roles.critic is not None:
         with clock.phase("values"):
             old_values = roles.critic.values(rollout)
+            if config.score_position == "after_end":
+                end_values = roles.critic.scores(rollout)
     return ScoredRollout(
         **{f.name: getattr(rollout, f.name) for f in fields(rollout)},
         scores=scores,
         old_logprobs=old_logprobs,
         reference_logprobs=reference_logprobs,
         old_values=old_values,
+        end_values=end_values,
     )
 
 
@@ -60,6 +67,7 @@ def check_scored(scored: ScoredRollout, config: PPOConfig, *, step: int) -> floa
     require_finite_rows("policy log-probability", scored.old_logprobs, step=step)
     require_finite_rows("reference log-probability", scored.reference_logprobs, step=step)
     require_finite_rows("critic value", scored.old_values, step=step)
+    require_finite_rows("critic value after the end", scored.end_values, step=step)
     kl_nats = float((scored.old_logprobs - scored.reference_logprobs).sum(1).mean())
     require_finite("KL", kl_nats, step=step)
     if kl_nats > config.kl_budget_nats:

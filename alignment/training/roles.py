@@ -119,6 +119,10 @@ class Critic(Trainable, Protocol):
         """Value before each response token, float32 [B, T], 0 outside response_mask."""
         ...
 
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Value after the last token of each sequence, float32 [B]."""
+        ...
+
 
 class RewardModelTrainable(Trainable, ScoreModel, Protocol):
     """The reward model while it is being trained; its scores are not yet normalised."""

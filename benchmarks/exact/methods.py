@@ -94,13 +94,25 @@ def ppo_settings(method: str, beta: float) -> PPOConfig:
         "checkpoint_every_steps": STEPS,
     }
     if METHODS[method].has_critic:
-        settings |= {"critic_optimizer": RATE, "gae_lambda": 1.0, "value_clip": None}
+        settings |= {
+            "critic_optimizer": CRITIC_RATE,
+            "critic_warmup_steps": 5,
+            "gae_lambda": 1.0,
+            "value_clip": None,
+        }
     return PPOConfig.model_validate(settings)
 
 
-STEPS, RESPONSES, MINIBATCHES, EPOCHS = 80, 256, 4, 2
-RATE = OptimizerConfig(learning_rate=5e-3, warmup_steps=20)
-"""Of policies and critics; it decays to 0."""
+STEPS, RESPONSES, MINIBATCHES, EPOCHS = 60, 256, 4, 4
+RATE = OptimizerConfig(learning_rate=1e-2, warmup_steps=20)
+"""Of policies; it decays to 0.
+
+Fast and with several epochs, so that the clip decides how far a step goes: every token's
+probability then changes by about the same factor, rare tokens as well as common ones. Where the
+clip does not act, common tokens grow first, and at small coefficients the policy settles on one
+good response before it has tried the best (docs/log.md, 2026-11-25).
+"""
+CRITIC_RATE = OptimizerConfig(learning_rate=1e-2, final_learning_rate_fraction=0.1)
 
 
 def train_online(causal_lm: RecurrentLM, task: Task, config: PPOConfig, seed: int) -> Curve:

@@ -76,6 +76,7 @@ def _train(run: RunContext, workspace: StageWorkspace, inputs: _Inputs) -> Stage
     from alignment.rewards.assemble import plan_reward
     from alignment.training.overlap import OneStepAhead
     from alignment.training.ppo import train_ppo
+    from alignment.training.ppo_experience import prompts_of_step
     from alignment.training.roles import PPORoles
 
     config, seed = run.config.ppo, workspace.request.seed
@@ -84,6 +85,7 @@ def _train(run: RunContext, workspace: StageWorkspace, inputs: _Inputs) -> Stage
     encode = partial(_encoded_prompts, run, inputs.data, tokenizer)
     trained_on = encode(TRAIN_PROMPTS)
     prompts = [tokens for tokens, _ in trained_on]
+    prompts_of_step(prompts, config, seed=seed, step=0)  # too few are refused here
     checkpoints, journal = _checkpoints(run, workspace), RolloutJournal(workspace.journal)
     plan = plan_reward(run.config, policy_folder=sft_folder, own_folder=own_reward)
     specs = ppo_role_specs(
@@ -199,6 +201,7 @@ def ppo_role_specs(
             resources=cluster.policy,
             temperature=ppo.temperature,
             entropy_gradient=ppo.entropy_coefficient > 0,
+            ema_decay=ppo.ema_decay,
         ),
         FrozenSpec(
             name="reference",

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from alignment.cluster.groups import ActorGroup, Call
 from alignment.config import ClusterConfig, OptimizerConfig, PPOConfig, RoleResources
 from alignment.experience import EncodedPrompt
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
+from alignment.training.overlap import OneStepAhead
 from alignment.training.ppo import train_ppo
 from alignment.training.roles import PPORoles
 
@@ -77,9 +78,12 @@ def role_specs(model: Path, config: PPOConfig) -> list[RoleSpec]:
 
 
 def train(config: PPOConfig, roles: PPORoles, folder: Path, **checkpointing: Any) -> None:
-    """From the folder's newest checkpoint to the end."""
+    """From the folder's newest checkpoint to the end, sampling ahead where settings say so."""
     checkpoints = Checkpoints(folder / "checkpoints", stage_version=1, keep=99, **checkpointing)
     journal = RolloutJournal(folder / "journal")
+    if config.overlap:
+        ahead = OneStepAhead(roles.generator, journal, config, PROMPTS, SEED)  # type: ignore[arg-type]
+        roles = replace(roles, generator=ahead)
     train_ppo(
         config,
         roles,
@@ -160,10 +164,9 @@ def _add(name: str, value: Any, total: Any) -> None:
         total.update(f"{name} {value!r}".encode())
 
 
-def drive(model: Path, folder: Path, steps: int, kill: Kill | None) -> None:
+def drive(model: Path, folder: Path, config: PPOConfig, kill: Kill | None) -> None:
     """A whole run with a Ray of its own, as a driver process."""
     torch.set_num_threads(1)
-    config = ppo_config(steps)
     cluster_config = ClusterConfig(object_store_gib=0.1, threads=1)
     with Cluster.open(cluster_config, log_folder=folder / "logs") as cluster:
         roles = cluster.start_roles(role_specs(model, config))
@@ -182,6 +185,6 @@ if __name__ == "__main__":
     drive(
         Path(sys.argv[1]),
         Path(sys.argv[2]),
-        int(sys.argv[3]),
+        PPOConfig.model_validate_json(sys.argv[3]),
         Kill(**json.loads(sys.argv[4])) if len(sys.argv) > 4 else None,
     )

@@ -46,6 +46,7 @@ def trainable_spec(
     zero_stage: Literal[0, 1, 2, 3] = 0,
     precision: Literal["float32", "bfloat16"] = "float32",
     learning_rate: float = 1e-2,
+    ema_decay: float | None = None,
     **training: Any,
 ) -> TrainableSpec:
     return TrainableSpec(
@@ -61,6 +62,7 @@ def trainable_spec(
         total_steps=20,
         seed=0,
         resources=RoleResources(ranks=ranks),
+        ema_decay=ema_decay,
     )
 
 

@@ -13,12 +13,15 @@ from role_factory import (
     start_group,
     trainable_spec,
 )
+from safetensors.torch import load_file
 
 from alignment.cluster.groups import ActorGroup
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
 from alignment.config import LoRAConfig
 from alignment.errors import CheckpointError
+from alignment.role_specs import FrozenSpec
+from alignment.roles_local import start_roles as start_local_roles
 
 pytestmark = pytest.mark.engines
 
@@ -35,6 +38,16 @@ def train(policy: RemotePolicy, steps: range) -> list[tuple[float, float]]:
 
 def numbers_drawn(group: ActorGroup) -> list[Any]:
     return group.call("draw_random_numbers")
+
+
+def exported(policy: RemotePolicy, folder: Path, *, averaged: bool) -> dict[str, torch.Tensor]:
+    """The exported weights, which are the policy's own unless their average is kept."""
+    policy.export(folder)
+    batch = random_batch(5, seed=10)
+    spec = FrozenSpec(name="exported", kind="language", model_folder=folder)
+    gap = (start_local_roles([spec])["exported"].logprobs(batch) - policy.logprobs(batch)).abs()
+    assert (float(gap.max()) > 1e-3) == averaged
+    return load_file(folder / "model.safetensors")
 
 
 LORA = LoRAConfig(r=4, dropout=0.2)
@@ -57,7 +70,10 @@ def test_a_fresh_process_continues_bit_for_bit(
     ranks: int,
     lora: LoRAConfig | None,
 ) -> None:
-    spec = trainable_spec("policy", tiny_model, zero_stage=zero_stage, ranks=ranks, lora=lora)
+    ema_decay = 0.9 if zero_stage == 2 else None
+    spec = trainable_spec(
+        "policy", tiny_model, zero_stage=zero_stage, ranks=ranks, lora=lora, ema_decay=ema_decay
+    )
     first = start_group(cluster, RevealingActor, spec, cluster.config)
     try:
         policy = RemotePolicy(first)
@@ -66,6 +82,8 @@ def test_a_fresh_process_continues_bit_for_bit(
         expected_numbers = numbers_drawn(first)
         expected = train(policy, range(2, 4))
         expected_digest = first.call("weight_digest")
+        expected_export = exported(policy, tmp_path / "first", averaged=ema_decay is not None)
+        assert first.call("weight_digest") == expected_digest, "exporting leaves weights alone"
     finally:
         first.end("the test is over")
 
@@ -80,6 +98,8 @@ def test_a_fresh_process_continues_bit_for_bit(
         assert train(policy, range(2, 4)) == expected
         assert second.call("weight_digest") == expected_digest
         assert second.call("describe")[0]["steps"] == 4
+        again = exported(policy, tmp_path / "second", averaged=ema_decay is not None)
+        assert all(torch.equal(again[name], weight) for name, weight in expected_export.items())
     finally:
         second.end("the test is over")
 

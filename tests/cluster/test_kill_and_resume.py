@@ -24,11 +24,12 @@ from mounts import small_disk
 from ppo_runs import Kill, arm, ppo_config, role_specs, sampled, train, trained_state
 from test_nothing_left import processes_naming, wait_until_gone
 
-from alignment.checkpoints import Checkpoints, LoopState
+from alignment.checkpoints import Checkpoints, LoopState, RolloutJournal
 from alignment.cluster.leftovers import remove_abandoned
 from alignment.cluster.session import Cluster
 from alignment.config import PPOConfig
 from alignment.errors import CheckpointError, ClusterError
+from alignment.experience import Rollout
 from alignment.training.roles import PPORoles
 
 pytestmark = pytest.mark.engines
@@ -91,6 +92,17 @@ def killed(stage: Stage, config: PPOConfig, folder: Path, kill: Kill) -> str:
     return str(failure.value)
 
 
+def rollouts(folder: Path, config: PPOConfig) -> list[Rollout]:
+    found = [RolloutJournal(folder / "journal").replay(step) for step in range(config.steps)]
+    return [rollout for rollout in found if rollout is not None]
+
+
+def scratch_of(output: str) -> Path:
+    """Where a driver's Ray had its files."""
+    line = next(line for line in output.splitlines() if line.startswith("STARTED"))
+    return Path(line.split()[1]).parent
+
+
 def assert_same(folder: Path, unbroken: Path, config: PPOConfig) -> None:
     assert sampled(folder) == sampled(unbroken)
     assert len(sampled(folder)) == config.steps
@@ -112,6 +124,28 @@ def test_policy_critic_and_generator_are_killed_in_turn(
         said = killed(stage, config, broken, Kill("generator", "generator", "generate", 1))
         assert "died in generate" in said
         train(config, stage.roles, broken)
+    assert_same(broken, tmp_path / "unbroken", config)
+
+
+@pytest.mark.slow
+def test_a_run_that_samples_ahead_is_killed(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Weights a version old are gone with the kill, so what they sampled must be in the journal."""
+    config = ppo_config(6, overlap=True)
+    with stage_with_unbroken_run(cluster, tiny_model, config, tmp_path) as stage:
+        versions = [int(r.policy_version[0]) for r in rollouts(tmp_path / "unbroken", config)]
+        assert versions == [0, 0, 1, 2, 3, 4]
+        broken = tmp_path / "start"
+        killed(stage, config, broken, Kill("policy", "policy", "forward_backward", 3))
+        killed(stage, config, broken, Kill("generator", "generator", "generate", 2))
+        killed(stage, config, broken, Kill("critic", "critic", "save_checkpoint", 2))
+        killed(stage, config, broken, Kill("generator", "generator", "load_weights", 2))
+        kill = Kill("driver", "policy", "step", 2, 0.002)
+        code, output = driven(tiny_model, broken, config, kill)
+        assert code == -signal.SIGKILL, output
+        train(config, stage.roles, broken)
+        remove_abandoned(scratch_of(output))
     assert_same(broken, tmp_path / "unbroken", config)
 
 
@@ -190,9 +224,10 @@ def test_a_disk_that_fills_up_during_a_checkpoint(
         assert_same(broken, tmp_path / "unbroken", config)
 
 
-def driven(model: Path, folder: Path, steps: int, kill: Kill | None) -> tuple[int, str]:
+def driven(model: Path, folder: Path, config: PPOConfig, kill: Kill | None) -> tuple[int, str]:
     """Run a driver process to its end; its exit code and output."""
-    script = [sys.executable, ppo_runs.__file__, str(model), str(folder), str(steps)]
+    script = [sys.executable, ppo_runs.__file__, str(model), str(folder)]
+    script.append(config.model_dump_json())
     arguments = [json.dumps(asdict(kill))] if kill else []
     driver = subprocess.run(
         [*script, *arguments],
@@ -218,7 +253,7 @@ def test_the_driver_is_killed_at_any_moment(
         kill = None
         if moment is not None:
             kill = Kill("driver", *MOMENTS[moment], 2, draw.uniform(0.001, 0.03))
-        code, output = driven(tiny_model, broken, config.steps, kill)
+        code, output = driven(tiny_model, broken, config, kill)
         assert code == (-signal.SIGKILL if kill else 0), output
         if scratch is not None:
             assert not scratch.exists()

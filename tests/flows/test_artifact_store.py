@@ -15,7 +15,7 @@ import pytest
 from alignment.config import OptimizerConfig, SFTConfig
 from alignment.errors import StoreError
 from flows.manifest import InputReference, StageRequest, digest_file, stage_key
-from flows.reuse import reason_to_work
+from flows.reuse import reason_to_reuse, reason_to_work
 from flows.store import ArtifactStore
 from flows.workspace import StageWorkspace
 
@@ -236,12 +236,18 @@ def test_finished_stage_is_not_opened_again(store):
         finish(store, request)
 
 
-def test_unknown_schema_is_refused(tmp_path):
+@pytest.mark.parametrize("schema", [0, 99])
+def test_older_and_newer_schemas_are_refused(tmp_path, schema):
     root = tmp_path / "store"
     ArtifactStore(root)
-    (root / "schema.json").write_text('{"alignflow_store": 99}')
-    with pytest.raises(StoreError, match="schema 99, this version reads schema 1"):
+    (root / "schema.json").write_text(f'{{"alignflow_store": {schema}}}')
+    with pytest.raises(StoreError, match=f"schema {schema}, this version reads schema 1"):
         ArtifactStore(root)
+
+
+def test_folder_of_stages_without_a_schema_is_refused(tmp_path):
+    root = tmp_path / "store"
+    ArtifactStore(root)
     (root / "schema.json").unlink()
     (root / "stages").mkdir()
     with pytest.raises(StoreError, match="schema missing"):
@@ -374,10 +380,11 @@ def test_reasons(store):
         ),
         "redone: stage_version 1 -> 2": make_request(stage_version=2),
         "redone: seed 0 -> 5": make_request(seed=5),
-        "redone: input data changed": make_request(
+        "redone: input data pairs.jsonl dddddddd -> eeeeeeee": make_request(
             inputs={"data": InputReference(digest="e" * 64)}
         ),
-        "redone: input data removed; input tables added": make_request(inputs={"tables": DATA}),
+        "redone: input data removed, was pairs.jsonl dddddddd; "
+        "input tables added: pairs.jsonl dddddddd": make_request(inputs={"tables": DATA}),
     }
     for reason, wanted in cases.items():
         assert reason_to_work(store, wanted, request.key) == reason
@@ -385,6 +392,41 @@ def test_reasons(store):
     gone = "redone: the earlier result is no longer in the store"
     assert reason_to_work(store, request, request.key) == gone
     assert reason_to_work(store, make_request(seed=9), request.key) == gone
+
+
+def test_reason_follows_a_changed_input_down_to_what_changed_first(store):
+    def chain(rows, epochs, text):
+        data = make_request(stage="data", settings={"rows": rows}, inputs={})
+        with store.open_stage(data) as workspace:
+            workspace.output("table").write_text(f"{rows} rows")
+            made = workspace.commit(outputs=["table"])
+        sft = make_request(settings={"epochs": epochs}, inputs={"data": made.reference()})
+        with store.open_stage(sft) as workspace:
+            workspace.output("model").write_text(text)
+            trained = workspace.commit(outputs=["model"])
+        return made, trained, make_request(stage="ppo", inputs={"sft": trained.reference()})
+
+    old_data, old_sft, before = chain(10, 2, "old")
+    finish(store, before)
+    new_data, new_sft, after = chain(20, 3, "new")
+    assert reason_to_work(store, after, before.key) == (
+        f"redone: input sft {old_sft.digest_all[:8]} -> {new_sft.digest_all[:8]} "
+        f"(its input data {old_data.digest_all[:8]} -> {new_data.digest_all[:8]} "
+        "(its setting rows 10 -> 20) and 1 more)"
+    )
+    shutil.rmtree(old_sft.folder)
+    assert reason_to_work(store, after, before.key) == (
+        f"redone: input sft {old_sft.digest_all[:8]} -> {new_sft.digest_all[:8]}"
+    )
+
+
+def test_reason_to_reuse_says_what_is_equal_and_who_made_it(store):
+    artifact = finish(store, make_request(stage_version=4), run="one")
+    assert reason_to_reuse(artifact, "two") == (
+        "reused: settings, inputs, seed and stage_version 4 equal those of run one, "
+        f"made {artifact.created}"
+    )
+    assert "equal those of this run," in reason_to_reuse(artifact, "one")
 
 
 def test_workspace_is_made_for_one_request(store):

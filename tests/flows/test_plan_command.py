@@ -36,6 +36,9 @@ available_node_types:
 """
 
 
+SHARED = ["--set", "cluster.store_is_shared=true"]
+
+
 def machine(memory_gib):
     node = Node(name="this machine", cpus=2.0, memory=int(memory_gib * GIB))
     return Machines(nodes=(node,), source="test")
@@ -110,12 +113,12 @@ def test_json_has_a_stable_schema(tmp_path, capsys):
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(CLUSTER)
     arguments = ["--cluster", str(cluster), "--model-shape", "qwen2.5-0.5b", "--json"]
-    assert main(["plan", "quickstart", *arguments]) == 0
+    assert main(["plan", "quickstart", *SHARED, *arguments]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["schema_version"] == 1
     assert set(plan) == {
-        "schema_version", "run", "model", "machines", "lengths", "fits", "stages", "ppo_step",
-        "alternatives", "notes",
+        "schema_version", "run", "model", "machines", "lengths", "fits", "refusal", "stages",
+        "ppo_step", "alternatives", "notes",
     }  # fmt: skip
     assert [stage["stage"] for stage in plan["stages"]] == ["sft", "reward_model", "ppo"]
     ppo = plan["stages"][-1]
@@ -134,6 +137,20 @@ def test_json_has_a_stable_schema(tmp_path, capsys):
         assert set(alternative) == {"settings", "step_s", "gpus", "verdict"}
 
 
+def test_several_machines_without_a_shared_store_are_refused(tmp_path, capsys):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(CLUSTER)
+    arguments = ["plan", "quickstart", "--cluster", str(cluster), "--model-shape", "qwen2.5-0.5b"]
+    assert main(arguments) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "refused the cluster has 2 machines" in told
+    assert "cluster.store_is_shared = true" in told
+    assert main([*arguments, "--set", "run.shared_store=s3://bucket/store"]) == 1
+    assert "carries finished stages only" in capsys.readouterr().out
+    assert main([*arguments, *SHARED]) == 0
+    assert "refused" not in capsys.readouterr().out
+
+
 def test_an_alternative_fits_every_stage_of_the_run(tmp_path):
     """The policy's ranks are also those of SFT, whose own ZeRO stage may have to change."""
     from alignment.planning.cluster_file import read_cluster_file
@@ -141,7 +158,7 @@ def test_an_alternative_fits_every_stage_of_the_run(tmp_path):
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(CLUSTER)
     machines = read_cluster_file(cluster)
-    config = load_config([config_path("quickstart")], ["ppo.precision=bfloat16"])
+    config = load_config([config_path("quickstart")], ["ppo.precision=bfloat16", SHARED[1]])
     plan = make_plan(config, machines, model_shape="qwen2.5-7b")
     assert plan.alternatives
     for _, settings in plan.alternatives:

@@ -71,6 +71,15 @@ def test_key_of_the_last_finish_survives_a_new_attempt(config):
         assert record.finished_key("ppo") is None
 
 
+def test_reused_stage_says_whose_result_it_is(config):
+    artifact = make_artifact(config)
+    with open_run(config, RunOptions()) as record:
+        record.finish_stage(artifact, reused=True)
+    kept = read_run(record.folder).stages["sft"]
+    assert kept.state == "reused"
+    assert "equal those of run other, made 20" in kept.reason
+
+
 def _begin_and_fail(config):
     with open_run(config, RunOptions()) as record:
         record.begin_stage("sft", "f" * 64, "redone")

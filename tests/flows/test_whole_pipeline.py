@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from alignment.metrics import check_names
 from flows.metrics_log import read_metrics
 from flows.summary import Summary, read_summary
 
@@ -84,6 +85,33 @@ def why_not_real(summary: Summary, ppo_steps: Sequence[dict[str, float]]) -> lis
 def test_ppo_ran_on_the_real_engines(finished: Finished) -> None:
     steps = read_metrics(finished.run / "metrics" / "ppo.jsonl")
     assert why_not_real(read_summary(finished.run), steps) == []
+
+
+SEEN_EACH_STEP = (
+    *("ppo/score_mean", "ppo/reward_mean", "ppo/kl_nats", "ppo/entropy_nats"),
+    *("ppo/clip_fraction", "ppo/explained_variance", "ppo/first_ratio_max_deviation"),
+    *("ppo/sampler_gap_mean", "ppo/sampler_gap_max", "ppo/sampler_gap_kl_nats"),
+    *("ppo/response_tokens_mean", "ppo/eos_rate", "ppo/repetition_mean", "memory/rise_gib"),
+    *(f"memory/gib_of_{role}-0" for role in sorted(PPO_ROLES)),
+    *(
+        name
+        for phase in ("generate", "score", "old_logprobs", "reference_logprobs", "values")
+        for name in (f"time/{phase}_s", f"ppo/{phase}_tokens_per_s")
+    ),
+    *("ppo/update_policy_tokens_per_s", "ppo/update_critic_tokens_per_s", "time/step_s"),
+)
+
+
+def test_each_step_says_what_there_is_to_watch(finished: Finished) -> None:
+    steps = read_metrics(finished.run / "metrics" / "ppo.jsonl")
+    assert len(steps) == 2
+    for step in steps:
+        check_names(set(step) - {"step", "wall_s"})
+        missing = [name for name in SEEN_EACH_STEP if step.get(name) is None]
+        assert missing == []
+        slow = [name for name in SEEN_EACH_STEP if name.endswith("_per_s") and step[name] <= 0]
+        assert slow == []
+        assert step["memory/gib_of_policy-0"] > 0.1
 
 
 @pytest.fixture(scope="module")
@@ -189,16 +217,15 @@ def test_lineage_walks_from_the_policy_to_the_rankings(finished: Finished) -> No
     assert "round" in lineage.output
 
 
-@pytest.mark.slow
-def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None:
-    arguments = ["run", "tiny", "--set", "ppo.steps=6", "--set", "run.name=killed"]
+def killed_in_ppo(folder: Path, name: str, arguments: Sequence[str]) -> Path:
+    """Start a run, kill it with -9 once two steps of PPO are recorded; the metrics file."""
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=finished.folder,
+        cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    metrics = finished.folder / "runs" / "killed" / "metrics" / "ppo.jsonl"
+    metrics = folder / "runs" / name / "metrics" / "ppo.jsonl"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (
         metrics.exists() and len(read_metrics(metrics)) >= 2
@@ -207,6 +234,13 @@ def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    return metrics
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None:
+    arguments = ["run", "tiny", "--set", "ppo.steps=6", "--set", "run.name=killed"]
+    metrics = killed_in_ppo(finished.folder, "killed", arguments)
 
     resumed = alignflow(finished.folder, *arguments)
     assert resumed.code == 0, resumed.output
@@ -215,6 +249,27 @@ def test_killed_run_resumes_at_its_newest_checkpoint(finished: Finished) -> None
     steps = [int(row["step"]) for row in read_metrics(metrics)]
     assert steps[-1] == 6
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_ensemble_evaluation_average_and_sampling_ahead_survive_a_kill(finished: Finished) -> None:
+    """All of them at once through the command itself, on the real engines."""
+    settings = (
+        *("run.name=ahead", "ppo.steps=5", "ppo.overlap=true", "ppo.ema_decay=0.9"),
+        *("reward_model.heads=3", "reward.trained.disagreement_penalty=0.5"),
+        *("monitors.heldout.every_steps=1", "monitors.heldout.prompts=4"),
+    )
+    arguments = ["run", "tiny", *(f"--set={setting}" for setting in settings)]
+    metrics = killed_in_ppo(finished.folder, "ahead", arguments)
+    resumed = alignflow(finished.folder, *arguments)
+    assert resumed.code == 0, resumed.output
+    assert "ppo resumes after step" in resumed.output
+    steps = read_metrics(metrics)
+    assert [step["ppo/policy_version"] for step in steps] == [0, 0, 1, 2, 3]
+    assert all(step["ppo/disagreement_mean"] > 0 for step in steps)
+    assert all(step["ppo/heldout_score_mean"] is not None for step in steps)
+    assert all(step["ppo/first_ratio_max_deviation"] == 0 for step in steps)
+    assert why_not_real(read_summary(resumed.folder / "runs" / "ahead"), steps) == []
 
 
 def test_run_waits_for_people_and_the_same_command_goes_on(

@@ -60,6 +60,19 @@ def test_gap_of_tool_output_is_no_step():
     torch.testing.assert_close(advantages, torch.tensor([[0.0625, 0.0, 0.0, 0.75]]))
 
 
+def test_gap_may_count_as_steps_of_value_and_reward_0():
+    mask = torch.tensor([[False, True, False, False, True, False]])
+    rewards = torch.tensor([[9.0, 0.0, 5.0, 5.0, 1.0, 9.0]])
+    values = torch.tensor([[9.0, 0.5, 7.0, 7.0, 0.25, 9.0]])
+    advantages, returns = generalized_advantages(
+        rewards, values, mask, discount=0.9, gae_lambda=0.5, gaps="count"
+    )
+    # A_last = 1 - 0.25; the gap's steps: 0.9 * 0.25 + 0.45 A_last = 0.5625, then 0.45 of that.
+    first = -0.5 + 0.45 * 0.45 * 0.5625
+    torch.testing.assert_close(advantages, torch.tensor([[0, first, 0, 0, 0.75, 0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0, first + 0.5, 0, 0, 1.0, 0]]))
+
+
 def test_without_discount_and_lambda_1_the_return_is_what_is_still_to_come():
     rewards, values = grid(0), grid(1)
     _, returns = generalized_advantages(

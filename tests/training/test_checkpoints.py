@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mounts import small_disk
+from safetensors.torch import load_file
 from toy_roles import ListSink, toy_config, toy_prompts, toy_roles
 
 from alignment.checkpoints import Checkpoints, RolloutJournal
@@ -19,7 +20,7 @@ from alignment.config import PPOConfig
 from alignment.errors import CheckpointError, DataError, NumericsError
 from alignment.exactness import Exactness, exactness_of, instruction_set
 from alignment.training.ppo import train_ppo
-from alignment.training.roles import PPORoles
+from alignment.training.roles import PPORoles, StepReport
 
 CONFIG = toy_config(steps=3, checkpoint_every_steps=1)
 
@@ -31,7 +32,7 @@ def train(
     train_ppo(
         config,
         roles,
-        toy_prompts(5),
+        toy_prompts(11),
         seed=0,
         checkpoints=checkpoints,
         journal=RolloutJournal(folder / "journal"),
@@ -248,6 +249,37 @@ def test_a_damaged_journal_is_refused_by_name(
             RolloutJournal(tmp_path).replay(1)
 
 
+def test_the_average_is_exported_and_goes_on_to_the_bit(
+    tiny_model: Path, tmp_path: Path, unbroken: tuple[Path, PPORoles]
+) -> None:
+    """It changes nothing that is trained, and a resumed run exports what an unbroken one does."""
+    config = toy_config(steps=3, checkpoint_every_steps=1, ema_decay=0.9)
+    whole, resumed = toy_roles(tiny_model, config), toy_roles(tiny_model, config)
+    expected, step = whole.policy.weights(), whole.policy.step
+
+    def step_and_average() -> StepReport:
+        report = step()
+        for name, weight in whole.policy.weights().items():
+            expected[name].mul_(0.9).add_(weight, alpha=0.1)
+        return report
+
+    whole.policy.step = step_and_average  # type: ignore[method-assign]
+    train(whole, tmp_path / "whole", config)
+    assert torch.equal(weights(whole), weights(unbroken[1]))
+    train(toy_roles(tiny_model, config), tmp_path / "cut", config.model_copy(update={"steps": 1}))
+    train(resumed, tmp_path / "cut", config)
+    exported = []
+    for name, roles in (("whole", whole), ("resumed", resumed), ("plain", unbroken[1])):
+        roles.policy.export(tmp_path / name / "model")
+        exported.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    average, again, plain = exported
+    for name in average:
+        assert torch.equal(average[name], again[name]), name
+        torch.testing.assert_close(average[name], expected[name], atol=1e-6, rtol=0)
+    assert any(float((average[name] - plain[name]).abs().max()) > 1e-3 for name in average)
+    assert torch.equal(weights(whole), weights(unbroken[1])), "the policy keeps its own weights"
+
+
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
@@ -274,12 +306,16 @@ def test_bad_scores_stop_in_the_step_and_the_last_good_state_goes_on(
     assert_same(roles, tmp_path, unbroken)
 
 
-def test_no_prompts_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prompts"):
+@pytest.mark.parametrize("count", [0, 7])
+def test_fewer_prompts_than_a_step_takes_are_refused(
+    count: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    said = rf"there are {count} prompts .* `ppo\.prompts_per_step` 8 different ones"
+    with pytest.raises(DataError, match=said):
         train_ppo(
             CONFIG,
             toy_roles(tiny_model, CONFIG),
-            [],
+            toy_prompts(count),
             seed=0,
             checkpoints=Checkpoints(tmp_path, stage_version=1),
             journal=RolloutJournal(tmp_path),

@@ -72,7 +72,7 @@ class Setting:
         """Gradient of a step's loss, averaged over everything the step might have sampled."""
         rollout, weights = self.groups()
         everything = [list(range(len(rollout.token_ids)))]
-        scored = score_rollout(self.roles, rollout, everything, PhaseClock())
+        scored = score_rollout(self.config, self.roles, rollout, everything, PhaseClock())
         experience = build_experience(
             scored, self.config, kl_coefficient=beta, moments=RunningMoments()
         )

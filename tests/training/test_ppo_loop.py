@@ -24,7 +24,7 @@ def run(
     train_ppo(
         config,
         roles,
-        toy_prompts(),
+        toy_prompts(max(8, config.prompts_per_step)),
         seed=seed,
         checkpoints=Checkpoints(folder / "checkpoints", stage_version=1),
         journal=RolloutJournal(folder / "journal"),
@@ -41,7 +41,7 @@ def test_policy_learns_what_the_scorer_rewards(tiny_model: Path, tmp_path: Path)
     rate = OptimizerConfig(learning_rate=1e-2, final_learning_rate_fraction=1.0)
     fast = {"optimizer": rate, "critic_optimizer": rate}
     config = toy_config(
-        steps=7, kl_budget_nats=100.0, prompts_per_step=16, sequences_per_minibatch=8, **fast
+        steps=7, kl_budget_nats=100.0, responses_per_prompt=2, sequences_per_minibatch=8, **fast
     )
     records = run(config, toy_roles(tiny_model, config), tmp_path)
     first = sum(r["ppo/score_mean"] for r in records[:2]) / 2
@@ -56,6 +56,21 @@ def test_first_update_starts_at_ratio_one_and_kl_zero(tiny_model: Path, tmp_path
     assert abs(record["ppo/kl_nats"]) < 1e-5
     assert record["ppo/sampler_gap_max"] < 1e-5
     check_names(set(record) - {"step"})
+
+
+def test_throughput_is_tokens_over_the_time_of_their_phase(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = toy_config(steps=1, epochs=2)
+    (record,) = run(config, toy_roles(tiny_model, config), tmp_path)
+    rollout = RolloutJournal(tmp_path / "journal").replay(0)
+    assert rollout is not None
+    sampled, read = int(rollout.response_mask.sum()), int(rollout.attention_mask.sum())
+    readers = ("score", "old_logprobs", "reference_logprobs", "values")
+    updates = {"update_policy": 2 * read, "update_critic": 2 * read}
+    for phase, tokens in {"generate": sampled, **dict.fromkeys(readers, read), **updates}.items():
+        said = record[f"ppo/{phase}_tokens_per_s"] * record[f"time/{phase}_s"]
+        assert said == pytest.approx(tokens, rel=1e-6), phase
 
 
 def test_each_step_is_sampled_by_the_version_before_it(tiny_model: Path, tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ from alignment.objectives.masking import masked_variance
 from alignment.objectives.running_moments import RunningMoments
 from alignment.training.ppo import optimise, train_ppo
 from alignment.training.ppo_experience import build_experience, next_coefficient
-from alignment.training.ppo_objective import policy_loss
+from alignment.training.ppo_objective import critic_denominator, critic_loss, policy_loss
 from alignment.training.ppo_report import PhaseClock
 from alignment.training.ppo_scoring import check_scored
 from alignment.training.pretraining_mix import PretrainingMix
-from alignment.training.roles import LogprobOutputs, LossSums, PPORoles
+from alignment.training.roles import LogprobOutputs, LossSums, PPORoles, ValueOutputs
 
 GROUPS = {"responses_per_prompt": 2}
 NO_CRITIC = {"critic_optimizer": None}
+AFTER_END = {"score_position": "after_end"}
 
 
 def scored_rollout() -> ScoredRollout:
@@ -50,6 +51,7 @@ def scored_rollout() -> ScoredRollout:
         old_logprobs=old,
         reference_logprobs=old + grid(0.2),
         old_values=grid(1.0),
+        end_values=torch.tensor([0.5, 0.25, -0.5, 0.0]),
     )
 
 
@@ -87,7 +89,12 @@ def last_returns(**settings: object) -> list[float]:
         ({"sampler_correction": {"kind": "mask"}}, "low < 1 < high"),
         ({"sequences_per_minibatch": 8, "update_kl_limit_nats": 0.1}, "update_kl_limit_nats"),
         ({"critic_warmup_steps": 3}, r"leaves none of `ppo\.steps` 3"),
+        ({"whiten_rewards": True, **AFTER_END}, r"`ppo\.whiten_rewards` scales the rewards of tok"),
+        ({"method": "rloo", **NO_CRITIC, **GROUPS, **AFTER_END}, r"`ppo\.score_position`"),
         ({"dual_clip": 1.0}, "greater than 1"),
+        ({"ema_decay": 0.9, "lora": {}}, r"`ppo\.ema_decay` and `ppo\.lora`"),
+        ({"ema_decay": 0.9, "zero_stage": 3}, r"`ppo\.zero_stage = 3` does not have"),
+        ({"ema_decay": 1.0}, "less than 1"),
     ],
 )
 def test_settings_that_contradict_or_do_nothing_are_refused_by_name(
@@ -134,6 +141,33 @@ def test_missing_eos_subtracts_or_replaces() -> None:
     )
     replaced = last_returns(missing_eos_penalty=0.75, missing_eos_rule="replace")
     assert replaced == pytest.approx([plain[0], plain[1], -0.75, -0.75])
+
+
+def test_score_may_be_paid_one_step_after_the_end() -> None:
+    """By hand: after the end the value is end_values and the reward the score."""
+    settings = {"discount": 0.9, "gae_lambda": 0.5}
+    plain, after = experience_under(**settings), experience_under(**settings, **AFTER_END)
+    scored = scored_rollout()
+    assert torch.equal(after.end_returns, scored.scores)
+    last = scored.attention_mask.sum(1, keepdim=True) - 1
+    expected = 0.9 * scored.end_values + 0.45 * (scored.scores - scored.end_values) - scored.scores
+    moved = (after.advantages - plain.advantages).gather(1, last).squeeze(1)
+    torch.testing.assert_close(moved, expected)
+    whole = {"gae_lambda": 1.0}  # without a discount the policy is paid the same
+    plain, after = experience_under(**whole), experience_under(**whole, **AFTER_END)
+    torch.testing.assert_close(after.advantages, plain.advantages)
+
+
+def test_critic_learns_the_value_after_the_end_where_the_score_is_paid() -> None:
+    config = toy_config(**AFTER_END)
+    experience = experience_under(**AFTER_END)
+    zero = torch.zeros(experience.response_mask.shape)
+    outputs = ValueOutputs(new_values=zero, scores=torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    with_end = critic_loss(outputs, experience, clip=None, has_end=True).loss
+    without = critic_loss(outputs, experience, clip=None).loss
+    missed = outputs.scores - experience.end_returns
+    torch.testing.assert_close(with_end - without, 0.5 * missed.square().sum())
+    assert critic_denominator(experience, config) == 9 + 4
 
 
 def test_scores_are_normalised_by_all_scores_so_far_before_the_clip() -> None:
@@ -238,6 +272,8 @@ def prepared(tiny_model: Path):
             old_values=torch.zeros(mask.shape),
             advantages=advantages,
             returns=advantages,
+            end_values=torch.zeros(8),
+            end_returns=torch.zeros(8),
         )
         return config, roles, experience
 

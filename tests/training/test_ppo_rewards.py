@@ -1,8 +1,12 @@
 """PPO against a Python function, in process: rewards, monitors and alarms through the loop."""
 
+import json
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from toy_roles import LETTER_A, ListSink, toy_config, toy_roles
 
 from alignment.checkpoints import Checkpoints, RolloutJournal
-from alignment.config import HeldoutConfig, MonitorsConfig, OptimizerConfig
+from alignment.config import HeldoutConfig, HttpConfig, MonitorsConfig, OptimizerConfig
 from alignment.data.chat import encode_prompt
 from alignment.errors import RewardError
 from alignment.experience import Sampling
@@ -20,6 +24,7 @@ from alignment.records import Message, Prompt
 from alignment.rewards.alarms import Alarm
 from alignment.rewards.combined import CombinedReward, TextSource, WeightedSource
 from alignment.rewards.function import FunctionReward
+from alignment.rewards.http import HttpReward
 from alignment.rewards.texts import BatchTexts
 from alignment.rewards.watch import HeldoutEvaluation, RewardWatch
 from alignment.training.ppo import train_ppo
@@ -39,7 +44,7 @@ def only_one(prompts, responses):
 FAST = OptimizerConfig(learning_rate=1e-2, final_learning_rate_fraction=1.0)
 SETTINGS = {
     "kl_budget_nats": 100.0,
-    "prompts_per_step": 16,
+    "responses_per_prompt": 2,
     "sequences_per_minibatch": 8,
     "optimizer": FAST,
     "critic_optimizer": FAST,
@@ -182,3 +187,65 @@ def test_a_failing_function_stops_the_step_and_the_weights_stay(
     after = setup.roles.policy.weights().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert setup.sink.records == []
+
+
+class UnwellScorer(BaseHTTPRequestHandler):
+    """Answers `len(response)`; from the second request on it is late, or one score short."""
+
+    requests = 0
+    trouble = ""
+
+    def do_POST(self) -> None:
+        kind = type(self)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        scores = [float(len(response)) for response in body["responses"]]
+        kind.requests += 1
+        if kind.requests > 1 and kind.trouble == "late":
+            time.sleep(0.6)
+        if kind.requests > 1 and kind.trouble == "short":
+            scores.pop()
+        answer = json.dumps({"scores": scores}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [("late", r"no answer within 0\.3 s"), ("short", r"gave 15 scores for 16 responses")],
+)
+def test_a_scorer_that_fails_in_a_step_leaves_the_last_good_state_to_go_on_from(
+    trouble: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), UnwellScorer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/score"
+
+    def setup() -> Setup:
+        made = Setup(tiny_model, 0.0, steps=2, checkpoint_every_steps=1)
+        reward = HttpReward(HttpConfig(url=url, timeout_s=0.3, attempts=2, backoff_s=0.01))
+        made.reward.sources = (WeightedSource(name="scorer", source=TextSource(reward)),)
+        UnwellScorer.requests, UnwellScorer.trouble = 0, ""
+        return made
+
+    try:
+        unbroken = setup()
+        unbroken.run(tmp_path / "unbroken", MonitorsConfig())
+        broken = setup()
+        UnwellScorer.trouble = trouble
+        with pytest.raises(RewardError, match=said):
+            broken.run(tmp_path / "broken", MonitorsConfig())
+        assert [record["step"] for record in broken.sink.records] == [1]
+        resumed = setup()
+        records = resumed.run(tmp_path / "broken", MonitorsConfig())
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [record["step"] for record in records] == [2]
+    for name, weight in unbroken.roles.policy.weights().items():
+        assert torch.equal(resumed.roles.policy.weights()[name], weight), name

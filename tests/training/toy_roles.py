@@ -65,6 +65,7 @@ def toy_roles(model_folder: Path, config: PPOConfig) -> PPORoles:
             total_steps=steps,
             seed=0,
             entropy_gradient=config.entropy_coefficient > 0,
+            ema_decay=config.ema_decay,
         ),
         FrozenSpec(name="reference", kind="language", model_folder=model_folder),
         GeneratorSpec(name="generator", model_folder=model_folder, max_sequence_tokens=64),
