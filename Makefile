@@ -40,10 +40,10 @@ learn: install ## three seeds of the learning run, the quickstart with a larger 
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
 test: install ## every test except the long ones, within 15 minutes
-	@$(PYTEST) -m "not slow" --durations=20
+	@$(PYTEST) -m "not slow" -n 2 --dist loadgroup --durations=20
 
 test-fast: install ## the tests that start no engine, within a minute
-	@$(PYTEST) -m "not engines and not slow" -q
+	@$(PYTEST) -m "not engines and not slow" -n 2 --dist loadgroup -q
 
 test-slow: install ## the long tests
 	@$(PYTEST) -m slow --durations=10
