@@ -1,23 +1,28 @@
 """Backbones that compute on real tokens only.
 
 The rows of a batch are laid one after the other, without padding: every layer but attention works
-token by token and cannot tell. Attention is computed row by row. On a CPU, where arithmetic is
-what takes the time, this saves all that padding would have cost. On a GPU one launch for all rows
-is worth more, so padded rows are kept there.
+token by token and cannot tell. Attention is that of each row with itself: row by row on a CPU, and
+on a GPU one launch for all rows, which torch's jagged tensors know how to do.
 
 Rows are right-padded and a row's first `length` tokens count. Either way the hidden states come
 back flat, [N, H], with where each row starts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PACKED = "alignflow_packed"
 """Our attention's name among those of transformers."""
+
+DEVICES: tuple[str, ...] = ("cpu",)
+"""Kinds of device on which rows are packed."""
+
+AT_ONCE: tuple[str, ...] = ("cuda",)
+"""Kinds of device where torch has one launch for all rows, and the launches are what takes time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,14 @@ class Hidden:
 
     states: Tensor
     starts: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where packed rows lie: int64 `offsets` [B + 1] on the device, and `lengths` here."""
+
+    offsets: Tensor
+    lengths: tuple[int, ...]
 
 
 def pack_attention(model: Any) -> None:
@@ -39,12 +52,12 @@ def pack_attention(model: Any) -> None:
 
 
 def packs(backbone: Any) -> bool:
-    """Whether rows will be packed: the model can, and is on a CPU."""
+    """Whether rows will be packed: the model can, on this kind of device."""
     settings = getattr(backbone, "config", None)
     if getattr(settings, "_attn_implementation", None) != PACKED:
         return False
     device: torch.device = next(backbone.parameters()).device
-    return device.type == "cpu"
+    return device.type in DEVICES
 
 
 def hidden_states(backbone: Any, token_ids: Tensor, lengths: Tensor) -> Hidden:
@@ -60,16 +73,17 @@ def hidden_states(backbone: Any, token_ids: Tensor, lengths: Tensor) -> Hidden:
         states = backbone(input_ids=token_ids, use_cache=False)[0]
         return Hidden(states.flatten(0, 1), torch.arange(rows, device=token_ids.device) * width)
     lengths = lengths.clamp(min=1)
-    positions = torch.arange(width).expand(rows, width)
+    positions = torch.arange(width, device=token_ids.device).expand(rows, width)
     is_kept = positions < lengths[:, None]
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
     states = backbone(
         input_ids=token_ids[is_kept][None],
         position_ids=positions[is_kept][None],
         attention_mask=_UNUSED,
         use_cache=False,
-        row_lengths=tuple(lengths.tolist()),
+        packed_rows=Rows(offsets, tuple(lengths.tolist())),
     )[0]
-    return Hidden(states[0], lengths.cumsum(0) - lengths)
+    return Hidden(states[0], offsets[:-1])
 
 
 _UNUSED = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -82,17 +96,42 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row_lengths: Sequence[int] | None = None,
+    packed_rows: Rows | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each row with itself; [1, heads, N, d] in, [1, N, heads, d] out."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if row_lengths is None:  # somebody else's call, padded
+    if packed_rows is None:  # somebody else's call, padded
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    rows = zip(*(part.split(list(row_lengths), dim=2) for part in (query, key, value)), strict=True)
+    if query.device.type in AT_ONCE:
+        return _attention_at_once(query, key, value, packed_rows, scale=settings.get("scaling"))
+    lengths = list(packed_rows.lengths)
+    rows = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     outputs = [sdpa_attention_forward(module, *row, None, **settings)[0] for row in rows]
     return torch.cat(outputs, dim=1), None
+
+
+def _attention_at_once(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, *, scale: float | None
+) -> tuple[Tensor, None]:
+    """The same in one launch; key and value heads are repeated for the queries that share them."""
+    heads = query.shape[1]
+    longest, shortest = max(rows.lengths), min(rows.lengths)
+
+    def jagged(part: Tensor) -> Tensor:  # [1, heads, N, d] -> [B, heads, (length), d]
+        flat = part[0].repeat_interleave(heads // part.shape[1], dim=0)
+        tokens = flat.transpose(0, 1).to(value.dtype).contiguous()
+        nested: Tensor = torch.nested.nested_tensor_from_jagged(
+            tokens, rows.offsets, min_seqlen=shortest, max_seqlen=longest
+        )
+        return nested.transpose(1, 2)
+
+    output = F.scaled_dot_product_attention(
+        jagged(query), jagged(key), jagged(value), is_causal=True, scale=scale
+    )
+    flat: Tensor = output.transpose(1, 2).values()
+    return flat[None], None
 
 
 def _register() -> None:
