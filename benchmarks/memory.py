@@ -1,46 +1,47 @@
-"""Proportional set sizes of processes while something runs."""
+"""Proportional set sizes of processes while something runs.
+
+A sample walks every page table of the processes and keeps them from getting memory meanwhile, so
+what is timed is not sampled.
+"""
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 PERIOD_S = 0.5
 
 
-class PeakMemory:
-    """Highest PSS in GiB of each named process, and of all of them at one moment."""
+class Sampled:
+    """Highest PSS in GiB of each named process, and of all of them at one moment, so far."""
 
-    def __init__(self) -> None:
-        self.each: dict[str, float] = {}
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self.each = dict.fromkeys(pids, 0.0)
         self.together = 0.0
+        self._pids = dict(pids)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def add(self, sizes: Mapping[str, float]) -> None:
-        """One sample."""
-        for name, size in sizes.items():
-            self.each[name] = max(size, self.each.get(name, 0.0))
-        self.together = max(self.together, sum(sizes.values()))
+    def start(self) -> None:
+        """Sample twice a second until `stop`."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
+    def stop(self) -> None:
+        """Take a last sample; nothing where none is running."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
 
-@contextmanager
-def peak_memory(pids: Mapping[str, int]) -> Iterator[PeakMemory]:
-    """Sample the processes twice a second for as long as the block runs."""
-    peak, stop = PeakMemory(), threading.Event()
-
-    def sample() -> None:
+    def _run(self) -> None:
         while True:
-            peak.add({name: pss_gib(pid) for name, pid in pids.items()})
-            if stop.wait(PERIOD_S):
+            ended = self._stop.wait(PERIOD_S)
+            sizes = {name: pss_gib(pid) for name, pid in self._pids.items()}
+            self.each = {name: max(size, self.each[name]) for name, size in sizes.items()}
+            self.together = max(self.together, sum(sizes.values()))
+            if ended:
                 return
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
-        peak.add({name: pss_gib(pid) for name, pid in pids.items()})
 
 
 def pss_gib(pid: int) -> float:

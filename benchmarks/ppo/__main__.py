@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.planning.model_shapes import read_model_shape
-from benchmarks.memory import peak_memory
+from benchmarks.memory import Sampled
 from benchmarks.operations import Sequences, predicted_ratio
 from benchmarks.ppo.our_side import EnoughError, our_roles
 from benchmarks.ppo.report import report
@@ -65,40 +65,54 @@ def _measure(
         facts = _facts(variant, lengths, models[0], threads)
         print(_announced(variant, facts), flush=True)
         measured: dict[str, Any] = {}
+        memory = Sampled(ours.pids())  # of the steps that do not count: sampling costs time
 
         def after_step(step: int, metrics: Mapping[str, float]) -> None:
-            measured["ours"] = {
-                name.removeprefix("time/"): seconds
-                for name, seconds in metrics.items()
-                if name.startswith("time/")
-            }
-            measured["ours_tokens"] = metrics["ppo/response_tokens_mean"]
+            nonlocal measured
+            is_counted = step > chosen.warmup
+            measured |= _of_ours(metrics, memory)
             if chosen.only != "ours":
-                measured["trl"] = _trl_step(trl, measured)
-            if step > chosen.warmup:
-                _append(rounds, {**facts, **measured, **peaks(memory)})
+                measured |= _of_trl(trl, sampled=not is_counted)
+            if is_counted:
+                _append(rounds, {**facts, **measured})
             print(_said(step, chosen.warmup, measured), flush=True)
             if step == steps:
                 raise EnoughError
+            if step < chosen.warmup:
+                memory.start()
 
-        with peak_memory(ours.pids()) as memory:
-            if chosen.only == "trl":
-                for _ in range(steps):
-                    print(f"trl {trl.step():.1f} s", flush=True)
-            else:
-                ours.train(prompts, steps=steps + 1, after_step=after_step)
-
-
-def peaks(memory: Any) -> dict[str, Any]:
-    """Our roles' memory so far, in GiB."""
-    return {"ours_pss_gib": dict(memory.each), "ours_pss_sum_gib": memory.together}
+        if chosen.only == "trl":
+            for _ in range(steps):
+                print(f"trl {trl.step():.1f} s", flush=True)
+            return
+        if chosen.warmup:
+            memory.start()
+        ours.train(prompts, steps=steps + 1, after_step=after_step)
 
 
-def _trl_step(trl: TrlProcess, measured: dict[str, Any]) -> float:
-    with peak_memory({"trl": trl.pid}) as memory:
+def _of_ours(metrics: Mapping[str, float], memory: Sampled) -> dict[str, Any]:
+    """Our step's figures; ends a sampling of memory."""
+    memory.stop()
+    seconds = {name: value for name, value in metrics.items() if name.startswith("time/")}
+    return {
+        "ours": {name.removeprefix("time/"): value for name, value in seconds.items()},
+        "ours_tokens": metrics["ppo/response_tokens_mean"],
+        "ours_pss_gib": dict(memory.each),
+        "ours_pss_sum_gib": memory.together,
+    }
+
+
+def _of_trl(trl: TrlProcess, *, sampled: bool) -> dict[str, Any]:
+    """TRL's step; its memory where that is sampled."""
+    if not sampled:
+        return {"trl": trl.step()}
+    memory = Sampled({"trl": trl.pid})
+    memory.start()
+    try:
         seconds = trl.step()
-    measured["trl_pss_gib"] = max(memory.each["trl"], measured.get("trl_pss_gib", 0.0))
-    return seconds
+    finally:
+        memory.stop()
+    return {"trl": seconds, "trl_pss_gib": memory.each["trl"]}
 
 
 def _facts(variant: Variant, lengths: Sequences, model: Path, threads: int) -> dict[str, Any]:
