@@ -2,7 +2,7 @@
 
 The rows of a batch are laid one after the other, without padding: every layer but attention works
 token by token and cannot tell. Attention is that of each row with itself: row by row on a CPU, and
-on a GPU one launch for all rows, which torch's jagged tensors know how to do.
+on a GPU in 16-bit arithmetic one launch for all rows.
 
 Rows are right-padded and a row's first `length` tokens count. Either way the hidden states come
 back flat, [N, H], with where each row starts.
@@ -22,7 +22,7 @@ DEVICES: tuple[str, ...] = ("cpu",)
 """Kinds of device on which rows are packed."""
 
 AT_ONCE: tuple[str, ...] = ("cuda",)
-"""Kinds of device where torch has one launch for all rows, and the launches are what takes time."""
+"""Kinds of device where torch has one launch for all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where packed rows lie: int64 `offsets` [B + 1] on the device, and `lengths` here."""
+    """Where packed rows lie: int32 `offsets` [B + 1] on the device, and `lengths` here."""
 
     offsets: Tensor
     lengths: tuple[int, ...]
@@ -75,7 +75,7 @@ def hidden_states(backbone: Any, token_ids: Tensor, lengths: Tensor) -> Hidden:
     lengths = lengths.clamp(min=1)
     positions = torch.arange(width, device=token_ids.device).expand(rows, width)
     is_kept = positions < lengths[:, None]
-    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    offsets = F.pad(lengths.cumsum(0), (1, 0)).int()
     states = backbone(
         input_ids=token_ids[is_kept][None],
         position_ids=positions[is_kept][None],
@@ -83,7 +83,7 @@ def hidden_states(backbone: Any, token_ids: Tensor, lengths: Tensor) -> Hidden:
         use_cache=False,
         packed_rows=Rows(offsets, tuple(lengths.tolist())),
     )[0]
-    return Hidden(states[0], offsets[:-1])
+    return Hidden(states[0], lengths.cumsum(0) - lengths)
 
 
 _UNUSED = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -104,7 +104,7 @@ def _attention(
 
     if packed_rows is None:  # somebody else's call, padded
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if query.device.type in AT_ONCE:
+    if query.device.type in AT_ONCE and value.dtype in (torch.bfloat16, torch.float16):
         return _attention_at_once(query, key, value, packed_rows, scale=settings.get("scaling"))
     lengths = list(packed_rows.lengths)
     rows = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
@@ -116,22 +116,18 @@ def _attention_at_once(
     query: Tensor, key: Tensor, value: Tensor, rows: Rows, *, scale: float | None
 ) -> tuple[Tensor, None]:
     """The same in one launch; key and value heads are repeated for the queries that share them."""
-    heads = query.shape[1]
-    longest, shortest = max(rows.lengths), min(rows.lengths)
+    from torch.nn.attention.varlen import varlen_attn
 
-    def jagged(part: Tensor) -> Tensor:  # [1, heads, N, d] -> [B, heads, (length), d]
-        flat = part[0].repeat_interleave(heads // part.shape[1], dim=0)
-        tokens = flat.transpose(0, 1).to(value.dtype).contiguous()
-        nested: Tensor = torch.nested.nested_tensor_from_jagged(
-            tokens, rows.offsets, min_seqlen=shortest, max_seqlen=longest
-        )
-        return nested.transpose(1, 2)
-
-    output = F.scaled_dot_product_attention(
-        jagged(query), jagged(key), jagged(value), is_causal=True, scale=scale
+    heads, longest = query.shape[1], max(rows.lengths)
+    by_token = [
+        part[0].repeat_interleave(heads // part.shape[1], dim=0).transpose(0, 1).to(value.dtype)
+        for part in (query, key, value)
+    ]
+    causal = (-1, 0)  # all tokens before, none after
+    output: Tensor = varlen_attn(
+        *by_token, rows.offsets, rows.offsets, longest, longest, scale=scale, window_size=causal
     )
-    flat: Tensor = output.transpose(1, 2).values()
-    return flat[None], None
+    return output[None], None
 
 
 def _register() -> None:

@@ -23,7 +23,7 @@ import torch
 from alignment.config import Precision
 from alignment.models import packing
 from benchmarks.gpu.checks import check_losses
-from benchmarks.gpu.measure import compare_ways, measure_model, product_rate
+from benchmarks.gpu.measure import compare_ways, measure_model, product_rate, profile_model
 from benchmarks.gpu.models import SIZES
 
 PPO_PHASES = ("logprobs", "logprobs", "score", "values", "update_policy", "update_critic")
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto", choices=["auto", "deepspeed", "torch"])
     parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--budget-s", type=float, default=200.0, help="start no model after this")
+    parser.add_argument("--profile", action="store_true", help="where the first model's time goes")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     device, precision = torch.device(chosen.device), chosen.precision
@@ -55,6 +56,10 @@ def main() -> None:
             continue
         _measure(name, device, record, precision)
         _write(record, chosen.out)
+    if chosen.profile:
+        with _told("profile", record):
+            size = SIZES["tiny" if chosen.tiny else "qwen2.5-0.5b"]
+            print(profile_model(size, device, engine=record["engine"], precision=precision))
     record["seconds"] = time.perf_counter() - began
     _write(record, chosen.out)
     print("\n".join(table(record)), flush=True)

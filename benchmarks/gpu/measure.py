@@ -56,6 +56,32 @@ def measure_model(
         trained.release()
 
 
+def profile_model(size: Size, device: torch.device, *, engine: str, precision: Precision) -> str:
+    """Torch's own tables of one forward pass and one epoch of policy updates, rows packed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    batch, tokens = token_batch(size), size.tokens_per_microbatch
+    _empty(device)
+    module = language_model(size.shape, device)
+    trained = Trained(module, engine=engine, tokens=tokens, precision=precision)
+    pack(module, packed=True)
+    phases = _language_phases(trained, size, batch)
+    kinds = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+    told = []
+    for name in ("logprobs", "update_policy"):
+        run, _ = phases[name]
+        run()
+        with profile(activities=kinds) as seen:
+            seconds = _seconds(run, device)
+        told.append(f"{name}: {seconds:.3f} s under the profiler")
+        for order in ("self_cpu_time_total", "self_device_time_total"):
+            told.append(seen.key_averages().table(sort_by=order, row_limit=14))
+    trained.release()
+    return "\n".join(told)
+
+
 def compare_ways(size: Size, device: torch.device) -> Iterator[dict[str, Any]]:
     """Log-probabilities packed against padded, on a few rows, in both precisions."""
     batch = select_rows(token_batch(size), list(range(min(16, size.sequences))))
