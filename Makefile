@@ -13,8 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact bench-store bench-labeling
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store bench-labeling
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'

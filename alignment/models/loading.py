@@ -18,6 +18,7 @@ from alignment.models.modules import (
     new_value_head,
     read_value_head,
 )
+from alignment.models.packing import pack_attention
 from alignment.role_specs import FrozenSpec, TrainableSpec
 
 
@@ -159,6 +160,7 @@ def _from_folder(auto_class: Any, folder: Path) -> Any:
             f"model folder {folder} lacks {len(missing)} of the weights that its config.json asks "
             f"for, {missing[0]} first; copy the folder again, or correct config.json"
         )
+    pack_attention(model)
     return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
 
 
