@@ -1,6 +1,6 @@
 """The label service under load: `python -m benchmarks.labeling`; 1 if a goal is missed.
 
-Parts, all of them unless named: `alone` and `browser` (one labeler at a served page), `latency` and
+Parts, all of them unless named: `alone` (one labeler at a served page), `latency` and
 `closed` (24 labelers, with thought and without), `size` (10,000 tasks against a million, a new
 labeler against one with much done, query plans), `kills` (every ranking sent twice, the server
 killed under way).
@@ -22,7 +22,6 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
 
-from benchmarks.labeling.browser import CHROMIUM, next_card_shown
 from benchmarks.labeling.kills import run_with_kills
 from benchmarks.labeling.latency import Spread, at_a_page, next_card_of_one
 from benchmarks.labeling.size import Contrast, by_size
@@ -85,14 +84,6 @@ class Bench:
         waits = next_card_of_one(self.new_place(), self.folder, cards=self.options.cards)
         yield _next_card("over HTTP", waits)
 
-    def browser(self) -> Iterator[Line]:
-        """The same as a person sees it."""
-        if CHROMIUM is None:
-            yield Line(what="next card in a browser", measured="not measured: no chromium here")
-            return
-        cards = min(self.options.cards, 100)
-        yield _next_card("in Chromium", next_card_shown(self.new_place(), self.folder, cards=cards))
-
     def size(self) -> Iterator[Line]:
         """Few tasks against many, a new labeler against an old one, the plans of both."""
         options = self.options
@@ -138,7 +129,7 @@ class Bench:
         )
 
 
-PARTS = ("alone", "browser", "latency", "closed", "size", "kills")
+PARTS = ("alone", "latency", "closed", "size", "kills")
 
 
 def _next_card(where: str, waits: Spread) -> Line:
