@@ -13,7 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store bench-labeling
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -40,10 +40,10 @@ learn: install ## three seeds of the learning run, the quickstart with a larger 
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
 test: install ## every test except the long ones, within 15 minutes
-	@$(PYTEST) -m "not slow" --durations=20
+	@$(PYTEST) -m "not slow" -n 2 --dist loadgroup --durations=20
 
 test-fast: install ## the tests that start no engine, within a minute
-	@$(PYTEST) -m "not engines and not slow" -q
+	@$(PYTEST) -m "not engines and not slow" -n 2 --dist loadgroup -q
 
 test-slow: install ## the long tests
 	@$(PYTEST) -m slow --durations=10
@@ -62,6 +62,9 @@ bench-exact: install ## every method against its known optimum on tasks small en
 
 bench-store: install ## lineage of 1,000 artifacts and 100 reuse look-ups
 	@$(BIN)/python -m benchmarks.store
+
+bench-labeling: install ## the label service under load, kills and a million tasks, about an hour
+	@$(BIN)/python -m benchmarks.labeling
 
 ci: check test test-slow ## what .ci/run runs
 

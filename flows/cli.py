@@ -201,11 +201,15 @@ def _add_label(commands: Commands) -> None:
     parser.add_argument(
         "--store", type=Path, default=Path("store"), help="store of the run (store)"
     )
+    parser.add_argument("--database", metavar="URL", help="label database at postgresql://...")
     parser.add_argument("--round", metavar="ID", help="round to rank (the newest open one)")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7861, help="port; 0 takes a free one (7861)")
     parser.add_argument(
         "--accounts", action="store_true", help="let nobody in without a password (see invite)"
+    )
+    parser.add_argument(
+        "--simulated", action="store_true", help="serve a simulated round to simulated labelers"
     )
     parser.set_defaults(handler=_label_serve)
     add_label_commands(partial(_command, actions))

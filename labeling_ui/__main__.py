@@ -15,7 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.socket is None:
-            serve(options.store, options.round, host=options.host, port=options.port)
+            serve(
+                options.database or options.store,
+                options.round,
+                host=options.host,
+                port=options.port,
+                simulated=options.simulated,
+                artifacts=options.candidates,
+            )
         else:
             run_on(
                 socket.socket(fileno=options.socket),
@@ -23,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.round,
                 host=options.host,
                 token=os.environ.get(TOKEN_VARIABLE) or None,
+                artifacts=options.candidates,
                 parent=options.parent,
             )
     except KeyboardInterrupt:
@@ -40,10 +48,19 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Where other machines can connect, signing in takes an access token: the value of "
         f"{TOKEN_VARIABLE}, else one drawn at the start and printed with the address.",
     )
-    parser.add_argument("--store", type=Path, required=True, help="label database (SQLite file)")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--store", type=Path, help="label database (SQLite file)")
+    place.add_argument("--database", metavar="URL", help="label database (postgresql://...)")
     parser.add_argument("--round", help="round to rank; absent: the newest open one for people")
+    parser.add_argument(
+        "--candidates",
+        type=Path,
+        metavar="FOLDER",
+        help="where a lead finds candidates.parquet files for new rounds",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=7861, help="port; 0: a free one (%(default)s)")
+    parser.add_argument("--simulated", action="store_true", help="serve a simulated panel's round")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser

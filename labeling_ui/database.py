@@ -9,7 +9,9 @@ of an unknown revision is refused untouched.
 
 import secrets
 import sqlite3
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from alignment.errors import StoreError
 from labeling_ui.schema import setting
 
-HEAD = "0002"
+HEAD = "0004"
 """The newest revision in `migrations/versions`."""
+EARLIER = ("0001", "0002")
+"""Revisions that are brought up to it."""
 LEGACY_VERSION = "1"
 """`setting.schema_version` of databases from before Alembic; they are revision 0001."""
 BUSY_TIMEOUT_MS = 30_000
@@ -123,6 +127,41 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+class Turns:
+    """One writer of this process after the other, in the order in which they came.
+
+    SQLite lets those that wait ask again after ever longer pauses, and whoever asks at the right
+    moment wins: among 24 writers some wait for seconds while others pass at once.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[threading.Lock] = deque()
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> None:
+        mine = threading.Lock()
+        with self._guard:
+            first = not self._waiting
+            self._waiting.append(mine)
+            mine.acquire()
+        if first or mine.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            return
+        with self._guard:
+            if self._waiting[0] is mine:  # the turn came at the last moment
+                return
+            self._waiting.remove(mine)
+        raise StoreError(
+            f"the label database took no other ranking for {BUSY_TIMEOUT_MS / 1000:.0f} s. Its "
+            "disk is stuck or far too slow, or another program holds the database; send it again"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._waiting.popleft()
+            if self._waiting:
+                self._waiting[0].release()
+
+
 def exclusive(connection: Connection) -> None:
     """Holds every other transaction here until this one ends; SQLite does so by itself."""
     if connection.dialect.name == "postgresql":
@@ -161,7 +200,7 @@ def _revision(connection: Connection, existing: set[str], place: str) -> str | N
         )
     if "alembic_version" in existing:
         found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        known = found in ("0001", HEAD)
+        known = found in (*EARLIER, HEAD)
     else:
         query = select(setting.c.value).where(setting.c.key == "schema_version")
         found = connection.scalar(query)

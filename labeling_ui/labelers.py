@@ -12,6 +12,8 @@ IMPORTED_PREFIX = "imported-"
 """Names of the labelers of imported rankings begin so, and nobody else's may."""
 IMPORTED_PANEL = "imported "
 """A round of imported rankings has a panel name that begins so."""
+WITHOUT_TEXTS = "without texts"
+"""Ends the panel's name where an import only names the responses: nothing to train on."""
 
 MAX_NAME_CHARACTERS = 60
 
@@ -65,12 +67,12 @@ def find_or_add_labeler(
     if known is not None:
         return known
     number = connection.scalar(select(func.count()).select_from(labeler)) or 0
-    keeps = name.startswith((SIMULATED_PREFIX, IMPORTED_PREFIX))
+    drawn = f"{IMPORTED_PREFIX if name.startswith(IMPORTED_PREFIX) else 'person-'}{number + 1}"
     return connection.execute(
         labeler.insert()
         .values(
             name=name,
-            pseudonym=name if keeps else f"person-{number + 1}",
+            pseudonym=name if name.startswith(SIMULATED_PREFIX) else drawn,
             created_ms=now_ms,
             role=role,
         )

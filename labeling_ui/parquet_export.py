@@ -20,6 +20,7 @@ from sqlalchemy import select
 from alignment.errors import LabelError
 from alignment.records import CandidateSet, FinishReason, Message, Prompt, Ranking, Response
 from labeling_ui.judgement import RoundSettings
+from labeling_ui.labelers import WITHOUT_TEXTS
 from labeling_ui.opinions import Opinion, read_opinions
 from labeling_ui.quality import passes_gold
 from labeling_ui.rounds import find_round
@@ -212,10 +213,18 @@ def candidates_and_rankings(
     """The round's ranked candidates and its rankings, as reward-model training takes them.
 
     Texts come from the label database: token ids and origins are not in it.
+
+    Raises:
+        LabelError: an imported round whose responses have no texts.
     """
     rankings = [r for r in store.rankings(round_id) if r.labeler not in chosen.without]
     ranked = {ranking.prompt_id for ranking in rankings}
     with store.read() as connection:
+        if find_round(connection, round_id).panel.endswith(WITHOUT_TEXTS):
+            raise LabelError(
+                f"round {round_id} was imported without the texts of its responses: there is "
+                "nothing to train on; its rankings serve statistics only"
+            )
         tasks = connection.execute(
             select(task)
             .where(task.c.round_id == round_id, task.c.kind == "main")

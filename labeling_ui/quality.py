@@ -12,11 +12,13 @@ from statistics import median
 
 import numpy as np
 
-from alignment.statistics.agreement import krippendorff_alpha_interval
 from alignment.statistics.bootstrap import Interval, bootstrap_mean, wilson_interval
 from labeling_ui.opinions import Opinion
+from labeling_ui.round_agreement import alpha_of, pair_ratings
 
 SEED = 0
+MIN_PROMPTS = 5
+"""With fewer, resampled prompts give an interval that looks surer than it is: none is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ def round_quality(opinions: Sequence[Opinion]) -> RoundQuality:
     ]
     names = sorted({opinion.labeler for opinion in opinions})
     return RoundQuality(
-        alpha=_alpha(by_prompt),
+        alpha=alpha_of(pair_ratings(main), "ordinal"),
         agreement=_share([(prompt, agreed) for prompt, _, _, agreed in meetings]),
         labelers=tuple(
             _labeler(
@@ -99,25 +101,9 @@ def _pair_agreement(one: Opinion, other: Opinion) -> list[float]:
 def _share(meetings: Sequence[tuple[str, Sequence[float]]]) -> Interval | None:
     values = [value for _, agreed in meetings for value in agreed]
     prompts = [prompt for prompt, agreed in meetings for _ in agreed]
-    if len(set(prompts)) < 2:
+    if len(set(prompts)) < MIN_PROMPTS:
         return None
     return bootstrap_mean(values, prompts, seed=SEED)
-
-
-def _alpha(by_prompt: dict[str, list[Opinion]]) -> Interval | None:
-    names = sorted({o.labeler for ranked in by_prompt.values() for o in ranked})
-    columns, clusters = [], []
-    for prompt, ranked in by_prompt.items():
-        if len(ranked) < 2:
-            continue
-        said = {o.labeler: o for o in ranked}
-        for k, m in ranked[0].pairs():
-            columns.append([said[n].strengths[k][m] if n in said else np.nan for n in names])
-            clusters.append(prompt)
-    if len(set(clusters)) < 2:
-        return None
-    ratings = np.array(columns, dtype=np.float64).T
-    return krippendorff_alpha_interval(ratings, clusters, level="ordinal", seed=SEED)
 
 
 def _labeler(

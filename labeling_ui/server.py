@@ -34,13 +34,15 @@ LOCAL_LEAD = "local lead"
 
 
 def serve(
-    store_path: Path,
+    store_path: Path | str,
     round_id: str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 7861,
     token: str | None = None,
     accounts_only: bool = False,
+    simulated: bool = False,
+    artifacts: Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serves the site until Ctrl-C; `announce` gets a line with its address, and one with a link
@@ -49,7 +51,9 @@ def serve(
     Without `round_id` the newest open round for people is served. Where other machines can
     connect, signing in takes a token: the one given, else that of ALIGNFLOW_LABEL_TOKEN, else one
     that the label database keeps. With `accounts_only` there is no token: a name needs a
-    password, which it gets by an invitation.
+    password, which it gets by an invitation. `simulated` serves a round of the simulated panel
+    to simulated labelers, on this machine alone. Under `artifacts` a lead finds candidates for
+    rounds.
 
     Raises:
         StoreError: the label database cannot be used.
@@ -57,21 +61,33 @@ def serve(
         ConfigError: the port is taken, or the token is too short.
     """
     token = None if accounts_only else _token_for(store_path, host, token)
-    check_round(store_path, round_id)
+    if simulated:
+        _check_simulated(store_path, round_id, host)
+    else:
+        check_round(store_path, round_id)
     with _listen(host, port) as listener:
         announce(f"Ranking page: {_address(listener, host, token)}")
         announce(f"Lead's page (this link works once): {_lead_link(listener, host, store_path)}")
-        run_on(listener, store_path, round_id, host=host, token=token, accounts_only=accounts_only)
+        run_on(
+            listener,
+            store_path,
+            round_id,
+            host=host,
+            token=token,
+            accounts_only=accounts_only,
+            artifacts=artifacts,
+        )
 
 
 def run_on(
     listener: socket.socket,
-    store_path: Path,
+    store_path: Path | str,
     round_id: str | None,
     *,
     host: str,
     token: str | None,
     accounts_only: bool = False,
+    artifacts: Path | None = None,
     parent: int | None = None,
 ) -> None:
     """Serves on a socket that already listens, until stopped or until process `parent` is gone."""
@@ -88,6 +104,7 @@ def run_on(
             token=token,
             loopback_only=is_loopback(host),
             accounts_only=accounts_only,
+            artifacts=artifacts,
         )
         config = uvicorn.Config(
             site, log_level="warning", timeout_graceful_shutdown=2, server_header=False
@@ -130,6 +147,7 @@ def start_server_process(
     host: str = "127.0.0.1",
     port: int = 0,
     token: str | None = None,
+    artifacts: Path | None = None,
 ) -> ServerProcess:
     """Starts the page in a process of its own and returns once it answers.
 
@@ -154,6 +172,7 @@ def start_server_process(
             str(os.getpid()),
         ]
         command += ["--round", round_id] if round_id else []
+        command += ["--candidates", str(artifacts.resolve())] if artifacts else []
         process = subprocess.Popen(
             command,
             pass_fds=[listener.fileno()],
@@ -173,7 +192,21 @@ def start_server_process(
     return ServerProcess(url=url, gradio_version=gradio_version, process=process)
 
 
-def check_round(store_path: Path, round_id: str | None) -> None:
+def _check_simulated(store_path: Path | str, round_id: str | None, host: str) -> None:
+    if not is_loopback(host):
+        raise ConfigError(f"simulated labelers are served on this machine alone, not on {host}")
+    if round_id is None:
+        raise ConfigError("name the round that simulated labelers are to rank (--round)")
+    with LabelStore.open(store_path) as store:
+        panel = store.progress(round_id).panel
+    if not panel.startswith("simulated"):
+        raise LabelError(
+            f"round {round_id} is for {panel or 'people'}; serve it without --simulated, or "
+            "publish one for the panel: alignflow label simulate CANDIDATES --publish-only"
+        )
+
+
+def check_round(store_path: Path | str, round_id: str | None) -> None:
     """Refuses a round that this page could not serve, before anything is started."""
     with LabelStore.open(store_path) as store:
         if round_id is None:
@@ -186,7 +219,7 @@ def check_round(store_path: Path, round_id: str | None) -> None:
         )
 
 
-def _token_for(store_path: Path, host: str, token: str | None) -> str | None:
+def _token_for(store_path: Path | str, host: str, token: str | None) -> str | None:
     token = token or os.environ.get(TOKEN_VARIABLE) or None
     if token is not None and len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigError(
@@ -199,7 +232,7 @@ def _token_for(store_path: Path, host: str, token: str | None) -> str | None:
         return store.access_token()
 
 
-def _lead_link(listener: socket.socket, host: str, store_path: Path) -> str:
+def _lead_link(listener: socket.socket, host: str, store_path: Path | str) -> str:
     from labeling_ui.accounts import invite
 
     with LabelStore.open(store_path) as store:

@@ -25,10 +25,10 @@ LEAD_PATH = "/lead/"
 
 
 def add_sign_in(
-    site: FastAPI, store: LabelStore, identity: Identity, *, accounts_only: bool
+    site: FastAPI, store: LabelStore, identity: Identity, *, accounts_only: bool, panel: str = ""
 ) -> None:
     """The routes `/`, `/session`, `/sign-in`, `/sign-out`, `/join`, `/enter` and `/healthz`."""
-    door = _Door(store, identity, accounts_only)
+    door = _Door(store, identity, accounts_only, panel)
     for path, method, route in (
         ("/", "GET", door.root),
         ("/session", "GET", door.session),
@@ -47,8 +47,11 @@ def add_sign_in(
 class _Door:
     """The routes, over what they share: whom to ask, and who failed too often."""
 
-    def __init__(self, store: LabelStore, identity: Identity, accounts_only: bool) -> None:
-        self._store, self._identity, self._accounts_only = store, identity, accounts_only
+    def __init__(
+        self, store: LabelStore, identity: Identity, accounts_only: bool, panel: str
+    ) -> None:
+        self._store, self._identity = store, identity
+        self._accounts_only, self._panel = accounts_only, panel
         self._throttle = Throttle()
 
     def healthz(self) -> Response:
@@ -89,7 +92,11 @@ class _Door:
             return self._form(request, name=name, problem=problem)
         try:
             person = accounts.sign_in(
-                self._store, name, form.get("password", ""), accounts_only=self._accounts_only
+                self._store,
+                name,
+                form.get("password", ""),
+                accounts_only=self._accounts_only,
+                panel=self._panel,
             )
         except LabelError as error:
             return self._form(request, name=name, token=token, problem=str(error))

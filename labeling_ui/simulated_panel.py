@@ -68,10 +68,15 @@ def _rank_one(store: LabelStore, round_id: str, name: str, panel: PanelConfig, s
     store.submit(
         card.assignment_id,
         name,
-        submission_id=_digest(seed, name, card.task_id)[:32],
+        submission_id=submission_key(seed, name, card.task_id),
         tiers=rank_card(card, name, panel, seed=seed),
     )
     return True
+
+
+def submission_key(seed: int, name: str, card: str) -> str:
+    """The id of a labeler's ranking of a card; the same again if they are interrupted."""
+    return _digest(seed, name, card)[:32]
 
 
 def rank_card(card: Card, name: str, panel: PanelConfig, *, seed: int) -> tuple[int, ...]:

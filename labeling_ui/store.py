@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ from labeling_ui.cards import (
 from labeling_ui.checks import CheckItem, check_items
 from labeling_ui.database import (
     READ_ONLY,
+    Turns,
     exclusive,
     explain_database_error,
     insert_if_absent,
@@ -55,6 +56,7 @@ class LabelStore:
     def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._clock = clock
+        self._writers = Turns() if engine.dialect.name == "sqlite" else nullcontext()
 
     @classmethod
     def open(cls, place: Path | str, *, clock: Callable[[], float] = time.time) -> Self:
@@ -330,7 +332,7 @@ class LabelStore:
     def write(self) -> Iterator[Connection]:
         """One transaction that changes something; for the modules of this package."""
         try:
-            with self._engine.begin() as connection:
+            with self._writers, self._engine.begin() as connection:
                 yield connection
         except DatabaseError as error:
             raise explain_database_error(self._engine, error) from error

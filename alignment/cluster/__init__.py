@@ -1,4 +1,7 @@
-"""The roles on Ray actors around DeepSpeed and vLLM: the only package that imports them."""
+"""The roles on Ray actors around DeepSpeed and vLLM: the only package that imports them.
+
+Names load when first used, so that a module that needs only DeepSpeed comes without Ray.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,15 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "weights_from_folder"]
 
+_HOMES = {"Cluster": "session", "weights_from_folder": "weights"}
+
 
 def __getattr__(name: str) -> Any:
-    """Loaded when asked for: who looks at processes or leftovers needs no Ray, which takes 2 s."""
-    if name == "Cluster":
-        from alignment.cluster.session import Cluster
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return Cluster
-    if name == "weights_from_folder":
-        from alignment.cluster.weights import weights_from_folder
-
-        return weights_from_folder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,7 @@
 """`alignflow label publish | rounds | invite | export`, from candidates to training tables."""
 
+import json
+
 import pytest
 
 from alignment.data.tables import read_records, write_records
@@ -59,3 +61,69 @@ def test_an_invitation_is_printed(tmp_path, capsys):
 def test_a_store_without_rounds_is_told(tmp_path, capsys):
     assert main(["label", "rounds", "--store", str(tmp_path / "none")]) == 1
     assert "no round was published there" in capsys.readouterr().err
+
+
+def test_votes_come_in_and_their_agreement_is_told(tmp_path, capsys):
+    votes = tmp_path / "votes.jsonl"
+    lines = [
+        {"judge": judge, "model_a": "m", "model_b": "n", "question_id": q, "turn": 1, "winner": won}
+        for q, winners in enumerate([("model_a", "model_a"), ("model_b", "model_b"), ("tie",) * 2])
+        for judge, won in zip(("ann", "bob"), winners, strict=True)
+    ]
+    votes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    assert main(["label", "import", "mt-bench", str(votes), *place]) == 0
+    told = capsys.readouterr().out
+    assert "6 rankings of 3 prompts by 2 labelers" in told
+    round_id = told.split()[1].rstrip(":")
+    assert main(["label", "agreement", round_id, *place]) == 0
+    told = capsys.readouterr().out
+    assert "alpha, ordinal  1.000" in told
+    assert "Cohen's kappa 1.000, imported-1 and imported-2, 3 pairs" in told
+    assert main(["label", "export", round_id, "--out", str(tmp_path / "out"), *place]) == 0
+    assert "no preference_groups" in capsys.readouterr().out
+    votes.write_text(json.dumps(lines[0] | {"winner": "nobody"}))
+    assert main(["label", "import", "mt-bench", str(votes), *place]) == 1
+    assert "line 1: field winner: Input should be 'model_a'" in capsys.readouterr().err
+
+
+def test_the_simulated_panel_ranks_a_table(tmp_path, candidates, capsys):
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    simulate = ["label", "simulate", str(candidates), "--labelers", "4", "--overlap", "2", *place]
+    assert main([*simulate, "--publish-only"]) == 0
+    assert "0 of 16 rankings by 0 simulated labelers" in capsys.readouterr().out
+    assert main([*simulate, "--seed", "0"]) == 0
+    assert "16 of 16 rankings by 4 simulated labelers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name either a candidates FILE or the --url of a served page"),
+        (["--url", "http://labels.example/"], "is not on this machine"),
+        (["--url", "http://127.0.0.1:9/", "--seconds", "9000"], "9000.0 seconds"),
+        (["--url", "http://127.0.0.1:9/", "--labelers", "90"], "at most 64 drive a page"),
+        (["--url", "http://127.0.0.1:9/", "--labelers", "0"], "the panel cannot be"),
+    ],
+)
+def test_simulations_that_are_refused(arguments, message, tmp_path, capsys):
+    assert main(["label", "simulate", *arguments, "--store", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [
+        ((Response(id="a", text="x"),), "prompt 'p' has 1 response(s); a person can rank 2 to 9"),
+        ((Response(id="a", text="x"), Response(id="a", text="y")), "appear twice: ['a']"),
+    ],
+)
+def test_candidates_that_nobody_could_rank_are_told(responses, message, tmp_path, capsys):
+    question = Prompt(id="p", messages=(Message(role="user", content="Why?"),))
+    path = tmp_path / "candidates.parquet"
+    write_records(path, [CandidateSet(prompt=question, responses=responses)], CandidateSet)
+    place = ["--database", str(tmp_path / "labels.sqlite")]
+    assert main(["label", "publish", str(path), *place]) == 1
+    assert message in capsys.readouterr().err
+    assert main(["label", "rounds", *place]) == 0
+    assert capsys.readouterr().out == ""

@@ -3,12 +3,21 @@ import warnings
 from pathlib import Path
 
 import pytest
+from browser_for_tests import CHROMIUM, FLAGS
 from rounds_for_tests import Clock, make_candidates
 from sqlalchemy import create_engine, make_url, text
 
 from labeling_ui.store import LabelStore
 
-ON_BOTH_DATABASES = ("test_store", "test_store_concurrency", "test_store_flow", "test_history")
+ON_BOTH_DATABASES = (
+    "test_store",
+    "test_store_concurrency",
+    "test_store_flow",
+    "test_history",
+    "test_ranking_import",
+    "test_lease_invariant",
+    "test_query_plans",
+)
 
 
 @pytest.fixture
@@ -101,3 +110,80 @@ def new_postgresql(postgresql_server):
     LabelStore.open(address("migrated")).close()
     yield make
     admin.dispose()
+
+
+@pytest.fixture
+def new_label_store(database, tmp_path):
+    """Makes an empty label store and its clock a call, on the database of the test."""
+    numbers = iter(range(10_000))
+    with LabelStore.open(database) as opened:
+        empty = opened
+
+        def make():
+            clock = Clock()
+            if isinstance(database, Path):
+                return LabelStore.open(tmp_path / f"{next(numbers)}.sqlite", clock=clock), clock
+            with empty.write() as connection:
+                names = ", ".join(f'"{table}"' for table in TABLES_OF_LABELS)
+                connection.exec_driver_sql("ALTER TABLE annotation DISABLE TRIGGER USER")
+                connection.exec_driver_sql(f"TRUNCATE {names} CASCADE")
+                connection.exec_driver_sql("ALTER TABLE annotation ENABLE TRIGGER USER")
+            return LabelStore.open(database, clock=clock), clock
+
+        yield make
+
+
+TABLES_OF_LABELS = ("annotation", "assignment", "participation", "response", "task")
+TABLES_OF_LABELS += ("round_count", "round", "labeler")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def server(store, store_path):
+    from labeling_ui.server import start_server_process
+
+    started = start_server_process(store_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages that may reach nothing but their server; afterwards all is checked."""
+    contexts, foreign, errors, bodies = [], [], [], []
+
+    def open_page(url, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
+        contexts.append(context)
+
+        def guard(route):
+            if route.request.url.startswith(url):
+                route.continue_()
+            else:
+                foreign.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: "Security Policy" in said.text and errors.append(said.text))
+        page.on("response", lambda response: bodies.append(response))
+        page.goto(url)
+        return page
+
+    open_page.bodies = bodies
+    open_page.foreign = foreign
+    yield open_page
+    assert foreign == []
+    assert errors == []
+    for context in contexts:
+        context.close()

@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import threading
+import time
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,6 +14,7 @@ from rounds_for_tests import make_candidates, rank_everything
 
 from alignment.errors import StoreError
 from labeling_ui import database
+from labeling_ui.database import Turns
 from labeling_ui.schema import metadata
 from labeling_ui.store import LabelStore
 
@@ -166,3 +169,31 @@ def test_a_read_only_database_is_told(tmp_path, monkeypatch):
             connection.exec_driver_sql("PRAGMA query_only = 1")  # as for a root that may anything
         with pytest.raises(StoreError, match="readonly database"):
             store.claim(round_id, "Ada")
+
+
+def test_writers_of_a_process_take_turns_in_the_order_they_came():
+    turns, order, threads = Turns(), [], []
+
+    def write(number):
+        with turns:
+            order.append(number)
+
+    with turns:
+        for number in range(8):
+            thread = threading.Thread(target=write, args=(number,))
+            thread.start()
+            threads.append(thread)
+            while len(turns._waiting) < number + 2:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+
+
+def test_a_writer_that_waits_too_long_is_told_and_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr("labeling_ui.database.BUSY_TIMEOUT_MS", 50)
+    turns = Turns()
+    with turns, pytest.raises(StoreError, match=r"took no other ranking for 0 s.*send it again"):
+        turns.__enter__()
+    with turns:  # and the next one is not kept waiting by the one that left
+        pass

@@ -7,6 +7,7 @@ from rounds_for_tests import make_candidates, rank_everything, submission
 from alignment.errors import LabelError, StoreError
 from alignment.records import CandidateSet, Message, Prompt, Response
 from labeling_ui.cards import SKIP_REASONS
+from labeling_ui.lead import set_round_state
 from labeling_ui.store import LabelStore
 
 
@@ -330,6 +331,32 @@ def test_freeze_closes_the_round(store):
     # A retry of what was stored before the freeze still gets its receipt.
     assert submission(store, card, "Ada", "submission-1") == receipt
     assert len(store.rankings(round_id)) == 1
+
+
+def test_cards_that_are_open_when_a_round_closes_still_count(store):
+    round_id = store.publish_round(make_candidates(3), rankings_per_prompt=1).round_id
+    held = store.claim(round_id, "Ada")
+    set_round_state(store, round_id, "closed", actor="lead")
+    assert store.claim(round_id, "Bob") is None
+    assert store.claim(round_id, "Ada") == held  # a reload of the page does not take it away
+    assert submission(store, held, "Ada", "submission-1").counted
+    assert store.claim(round_id, "Ada") is None
+    store.freeze(round_id, allow_incomplete=True)
+    assert [r.annotation_id for r in store.rankings(round_id)] == ["submission-1"]
+
+
+@pytest.mark.parametrize("jump_s", [10 * 365 * 86_400, -10 * 365 * 86_400])
+def test_a_clock_that_was_wrong_keeps_no_card_from_others(store, clock, jump_s):
+    """It jumps, a card is given out, it jumps back."""
+    round_id = store.publish_round(make_candidates(1), rankings_per_prompt=1).round_id
+    clock.now += jump_s
+    card = store.claim(round_id, "Ada", lease_s=60)
+    clock.now -= jump_s
+    others = store.claim(round_id, "Bob", lease_s=60)
+    assert others.task_id == card.task_id
+    assert submission(store, others, "Bob", "submission-b").counted
+    assert not submission(store, card, "Ada", "submission-a").counted  # kept as surplus
+    assert store.progress(round_id).rankings_done == 1
 
 
 def test_the_digest_is_of_the_rankings_alone(tmp_path, candidates):
