@@ -11,7 +11,8 @@ AlignmentError
 ├── LabelError(ValueError)          a label request the label service must refuse
 ├── ServerError(RuntimeError)        the Prefect server is away or refuses us
 └── ClusterError(RuntimeError)      an actor died, a call timed out, or a plan does not fit
-    └── LostActorError               an actor's process died: the stage can go on from a checkpoint
+    ├── LostActorError               an actor's process died: the stage can go on from a checkpoint
+    └── AbsentClusterError           the Ray cluster that a run names does not answer
 
 Each takes one message, so each survives pickling between Ray and Prefect processes.
 A message says what happened, the value seen, what is accepted and what to do.
@@ -64,3 +65,7 @@ class ClusterError(AlignmentError, RuntimeError):
 
 class LostActorError(ClusterError):
     """An actor's process died; the stage may be tried again from its newest checkpoint."""
+
+
+class AbsentClusterError(ClusterError):
+    """The Ray cluster at `cluster.address` does not answer; it may be about to be restarted."""

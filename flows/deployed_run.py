@@ -19,7 +19,7 @@ from prefect.logging import get_run_logger
 
 from alignment.cluster.process_identity import identity_of
 from alignment.config import PipelineConfig
-from alignment.errors import LostActorError, StoreError
+from alignment.errors import AbsentClusterError, LostActorError, StoreError
 from flows.environment import prepare_environment
 from flows.run_notes import keep_note, read_note
 from flows.run_record import RunOptions
@@ -39,7 +39,8 @@ VERSIONS_KEY = "stage-versions"
 RAY_ADDRESS_VARIABLE = "ALIGNFLOW_RAY_ADDRESS"
 """Ray head of the machine's services, for runs that name none; set by `alignflow up`."""
 _TRIES = 6
-_PAUSE_S = 5.0
+_PAUSE_S = 10.0
+"""All pauses together outlast the restart of a Ray head."""
 
 
 def deployed_run(config: PipelineConfig, *, only: str | None = None) -> str:
@@ -83,15 +84,16 @@ def on_this_machine(config: PipelineConfig) -> PipelineConfig:
 
 
 def tried_again(body: Callable[[], Any], warn: Callable[[str], None]) -> None:
-    """Run the body, again and from what is finished whenever an actor's process was lost.
+    """Run the body, again and from what is finished whenever an actor or Ray itself was lost.
 
     Raises:
         LostActorError: the last of a bounded number of tries lost one, too.
+        AbsentClusterError: nor did Ray answer at the last one.
     """
     for tried in range(1, _TRIES + 1):
         try:
             body()
-        except LostActorError as lost:
+        except (LostActorError, AbsentClusterError) as lost:
             if tried == _TRIES:
                 raise
             warn(f"{lost}\nTrying again from what is finished ({tried} of {_TRIES - 1}).")

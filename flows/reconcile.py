@@ -39,6 +39,9 @@ PENDING_S = 180.0
 """A run that a worker took and has not begun after this time lost its worker."""
 SILENT_S = 180.0
 """A run that began and has not said after this time which process works on it lost that one."""
+SETTLED_S = 5.0
+"""Both the runner and the worker report a death, a moment apart: a run restarted in between would
+be marked Crashed once more."""
 _WATCHED = (StateType.PAUSED, StateType.CRASHED, StateType.RUNNING, StateType.PENDING)
 _PAGE = 200
 
@@ -156,6 +159,8 @@ def resume_if_ranked(
 
 def restart(client: SyncPrefectClient, flow_run: Any, *, max_restarts: int) -> Seen:
     """Schedule a crashed run again, unless it crashed too often; finished stages are reused."""
+    if _seconds_in_state(flow_run) < SETTLED_S:
+        return _seen(flow_run, detail="crashed a moment ago")
     states = client.read_flow_run_states(flow_run.id)
     crashes = sum(state.type == StateType.CRASHED for state in states)
     if crashes > max_restarts:

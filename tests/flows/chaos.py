@@ -26,6 +26,7 @@ from services_of_a_test import TINY_PEOPLE, Services, command_of
 
 from flows.stages.preferences import label_store_path
 from labeling_ui.store import LabelStore
+from labeling_ui.visible_text import visible_text
 
 KINDS = ("actor", "flow", "server", "ray", "worker", "labels")
 COMPARED = ("model.safetensors", "value_head.safetensors", "candidates.parquet")
@@ -115,7 +116,7 @@ def whole_run(folder, name, ppo_steps):
     with LabelStore.open(label_store_path(services.store)) as labels:
         (status,) = labels.rounds()
         while card := labels.claim(status.round_id, "Ada"):
-            texts = [response.text for response in card.responses]
+            texts = [visible_text(response.text) for response in card.responses]
             tiers = [sorted(set(texts)).index(text) for text in texts]
             sent = f"whole-{card.assignment_id}"
             labels.submit(card.assignment_id, "Ada", submission_id=sent, tiers=tiers)
