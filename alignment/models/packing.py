@@ -18,7 +18,7 @@ from torch import Tensor
 PACKED = "alignflow_packed"
 """Our attention's name among those of transformers."""
 
-DEVICES: tuple[str, ...] = ("cpu",)
+DEVICES: tuple[str, ...] = ("cpu", "cuda")
 """Kinds of device on which rows are packed."""
 
 AT_ONCE: tuple[str, ...] = ("cuda",)
@@ -120,7 +120,11 @@ def _attention_at_once(
 
     heads, longest = query.shape[1], max(rows.lengths)
     by_token = [
-        part[0].repeat_interleave(heads // part.shape[1], dim=0).transpose(0, 1).to(value.dtype)
+        part[0]
+        .repeat_interleave(heads // part.shape[1], dim=0)
+        .transpose(0, 1)
+        .to(value.dtype)
+        .contiguous()
         for part in (query, key, value)
     ]
     causal = (-1, 0)  # all tokens before, none after

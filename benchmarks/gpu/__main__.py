@@ -42,7 +42,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     device, precision = torch.device(chosen.device), chosen.precision
-    packing.DEVICES = ("cpu", "cuda")
     began = time.perf_counter()
     record: dict[str, Any] = {**_facts(device), "precision": precision, "phases": []}
     record["engine"], record["engine_note"] = _engine(chosen.engine)
