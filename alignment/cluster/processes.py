@@ -28,9 +28,6 @@ CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 """Threads that wait sleep after about a millisecond: spinning on made a step ten times slower
 beside one busy process, and sleeping at once a tenth slower where nothing else runs."""
 
-FREE_SHARE = 0.15
-"""Share of the machine's memory that roles leave free: below it they return what they freed."""
-
 EngineName = Literal["torch", "deepspeed", "vllm"]
 
 
@@ -68,45 +65,17 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 def gives_memory_back(method: MethodT) -> MethodT:
-    """Return freed memory to the system when the method ends, if others may soon lack it.
-
-    Not always: faulting it in again takes the system seconds a gibibyte on some virtual machines.
-    """
+    """Return freed memory to the system when the method ends, before another role needs it."""
 
     @wraps(method)
     def trimmed(*arguments: Any, **named: Any) -> Any:
         try:
             return method(*arguments, **named)
         finally:
-            if free_share(MEMORY_FILES) < FREE_SHARE:
-                with contextlib.suppress(AttributeError):  # only glibc keeps, and can give back
-                    ctypes.CDLL(None).malloc_trim(0)
+            with contextlib.suppress(AttributeError):  # only glibc keeps, and can give back
+                ctypes.CDLL(None).malloc_trim(0)
 
     return cast(MethodT, trimmed)
-
-
-MEMORY_FILES = (Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
-
-
-def free_share(files: tuple[Path, Path]) -> float:
-    """Share of memory that is available: the machine's, or the container's where less; 0 unknown.
-
-    `files`: the system's account, and the folder of the control group (version 2).
-    """
-    meminfo, group = files
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        kib = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
-        of_machine = kib["MemAvailable"] / kib["MemTotal"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return 0.0
-    try:
-        limit, used = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
-        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = next((int(size) for name, size in pairs if name == "inactive_file"), 0)
-    except (OSError, ValueError):  # no such group, or no limit: "max"
-        return of_machine
-    return min(of_machine, 1 - (used - cached) / limit)
 
 
 def actor_device(role: str, rank: int, *, gpus: int) -> torch.device:
