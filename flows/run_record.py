@@ -9,6 +9,7 @@ The folder is a view for people and reports: what decides reuse is the store.
 """
 
 import os
+import re
 import shutil
 import socket
 import traceback
@@ -34,6 +35,7 @@ from flows.waiting import WaitingForPeople
 RunState = Literal["running", "done", "failed", "interrupted", "waiting"]
 StageState = Literal["working", "done", "reused"]
 RUN_NAME = "run.json"
+_ROUND = re.compile(r"-\d+$")
 ERROR_LOG_NAME = "error.log"
 METRICS_OUTPUT = "metrics.jsonl"
 """A stage that commits its metrics under this output name gives them to runs that reuse it."""
@@ -93,6 +95,11 @@ class RunFile(BaseModel):
     warnings: list[str] = []
     """What a reader of the result should know, e.g. a resume that was not exact."""
 
+    def newest(self, stage: str) -> StageRecord | None:
+        """The record of `stage` in the last round that finished it; None if none did."""
+        rounds = [r for name, r in self.stages.items() if stage_of(name) == stage]
+        return next((r for r in reversed(rounds) if r.finished_key), None)
+
 
 class RunRecord:
     """A run's folder while this process works on the run; every change is on disk at once."""
@@ -122,12 +129,16 @@ class RunRecord:
             stage, StageRecord(state="working", key=key, finished_key=finished, reason=reason)
         )
 
-    def finish_stage(self, artifact: Artifact, *, reused: bool) -> None:
-        """Note that a stage is finished; a reused one brings its metrics along if it has them."""
-        earlier = self.file.stages.get(artifact.stage)
+    def finish_stage(self, artifact: Artifact, *, reused: bool, name: str | None = None) -> None:
+        """Note that a stage is finished; a reused one brings its metrics along if it has them.
+
+        `name` is the stage's name in this run where that is another: see `name_in_round`.
+        """
+        name = name or artifact.stage
+        earlier = self.file.stages.get(name)
         worked_for = earlier.reason if earlier else ""
         self._set(
-            artifact.stage,
+            name,
             StageRecord(
                 state="reused" if reused else "done",
                 key=artifact.key,
@@ -139,7 +150,7 @@ class RunRecord:
         if reused and METRICS_OUTPUT in artifact.outputs:
             made_folder(self.folder / "metrics")
             source = artifact.folder / OUTPUTS_FOLDER / METRICS_OUTPUT
-            shutil.copyfile(source, self.metrics_path(artifact.stage))
+            shutil.copyfile(source, self.metrics_path(name))
 
     def metrics_path(self, stage: str) -> Path:
         """Where a stage's metrics lie."""
@@ -167,6 +178,16 @@ class RunRecord:
     def _save(self) -> None:
         with disk_errors(self.folder):
             write_json(self.folder / RUN_NAME, self.file.model_dump(mode="json"))
+
+
+def name_in_round(stage: str, number: int) -> str:
+    """What a stage is called in a run's round: `ppo` in the first, `ppo-2` in the second."""
+    return stage if number == 1 else f"{stage}-{number}"
+
+
+def stage_of(name: str) -> str:
+    """The stage behind a name that `name_in_round` gave."""
+    return _ROUND.sub("", name)
 
 
 @contextmanager

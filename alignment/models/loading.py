@@ -109,6 +109,7 @@ def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
             gradient_checkpointing=spec.training.gradient_checkpointing,
             lora=spec.training.lora,
             heads=spec.heads,
+            keeps_heads=spec.heads > 1,
         ),
     }
     return load[spec.kind]()

@@ -78,7 +78,9 @@ def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str
     status = labels.publish_round(
         read_records(candidates.path(CANDIDATES), CandidateSet),
         rankings_per_prompt=config.rankings_per_prompt,
-        name=run.record.name,
+        name=run.record.name
+        if run.config.rounds.count == 1
+        else f"{run.record.name}, round {run.round} of {run.config.rounds.count}",
         panel=panel,
     )
     return str(status.round_id)
