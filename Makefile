@@ -13,7 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store bench-labeling
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench bench-exact bench-gpu bench-labeling bench-limits bench-ppo bench-store
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -59,6 +59,17 @@ chaos: install ## a run whose processes are killed at random moments, against a 
 
 bench-exact: install ## every method against its known optimum on tasks small enough to enumerate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.exact
+
+bench: bench-exact bench-limits bench-ppo bench-store ## all benches, hours on two cores
+
+bench-gpu: install ## training on one GPU, rows packed and padded
+	@$(BIN)/python -m benchmarks.gpu
+
+bench-limits: install ## training, rollouts and weight sync against what the machine can do
+	@$(BIN)/python -m benchmarks.limits
+
+bench-ppo: install ## our PPO step against TRL's, in turns; see --variant and --rounds
+	@$(BIN)/python -m benchmarks.ppo
 
 bench-store: install ## lineage of 1,000 artifacts and 100 reuse look-ups
 	@$(BIN)/python -m benchmarks.store
