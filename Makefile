@@ -13,7 +13,7 @@ TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean bench-exact bench-store bench-labeling
+.PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench-exact bench-store bench-labeling
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ check: install ## format, lint and types, without changing anything
 
 format: install ## format and mend what can be mended
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+chaos: install ## a run whose processes are killed at random moments, against a whole one
+	@$(BIN)/python tests/flows/chaos.py
 
 bench-exact: install ## every method against its known optimum on tasks small enough to enumerate
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.exact

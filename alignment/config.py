@@ -181,6 +181,8 @@ class PreferencesConfig(Settings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 7861
     """Where the ranking page is served; 0 takes a free port."""
+    deadline_days: Positive = 30.0
+    """How long a suspended run waits for people; it fails then, and rankings stay."""
 
     @model_validator(mode="after")
     def _panel_only_if_used(self) -> "PreferencesConfig":
@@ -211,6 +213,15 @@ class RewardModelConfig(TrainingConfig):
     """Also train this many models on complements for cross-validated accuracy; none if absent."""
     minimum_accuracy: Fraction = 0.0
     """Gate: the run stops before PPO if training accuracy is below this."""
+
+
+class RoundsConfig(Settings):
+    """How often candidates, rankings, reward model and PPO follow each other in one run."""
+
+    count: Annotated[int, Field(ge=1, le=99)] = 1
+    """Each further round starts from the policy and the reward model of the round before, ranks
+    responses of that policy and of the one it came from, and takes prompts not used so far: every
+    round gets an equal part of the train prompts."""
 
 
 class EvaluationConfig(Settings):
@@ -268,6 +279,7 @@ class PipelineConfig(Settings):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     sft: SFTConfig = SFTConfig()
+    rounds: RoundsConfig = RoundsConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
@@ -296,7 +308,7 @@ class PipelineConfig(Settings):
                 f'"{self.preferences.source}"`, which ranks anew: remove it, or set the source to '
                 '"imported"'
             )
-        problems = _reward_problems(self) + _lora_problems(self)
+        problems = _reward_problems(self) + _lora_problems(self) + _round_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -317,6 +329,30 @@ def _reward_problems(config: PipelineConfig) -> list[str]:
             f'`reward.critic_start` has no effect with `ppo.method = "{config.ppo.method}"`, '
             "which has no critic: remove it"
         )
+    return problems
+
+
+def _round_problems(config: PipelineConfig) -> list[str]:
+    """Rounds that nobody would rank, or whose prompts would not last."""
+    count, problems = config.rounds.count, []
+    if count == 1:
+        return []
+    if config.preferences.source == "imported":
+        problems.append(
+            f"`rounds.count` is {count}, but imported comparisons are ranked once and for all: let "
+            "people or the panel rank, or remove it"
+        )
+    available = config.data.train_prompts
+    for setting, wanted in (
+        ("candidates.prompts", config.candidates.prompts),
+        ("ppo.prompts_per_step", config.ppo.prompts_per_step),
+    ):
+        if wanted is not None and available is not None and wanted > available // count:
+            problems.append(
+                f"`{setting}` is {wanted}, but `rounds.count` {count} leaves each round "
+                f"{available // count} of the {available} of `data.train_prompts`, as no round "
+                "takes another's: raise that, or lower the other two"
+            )
     return problems
 
 

@@ -9,7 +9,10 @@ AlignmentError
 ├── CheckpointError(RuntimeError)   a checkpoint lacks a part or belongs to another stage version
 ├── StoreError(RuntimeError)        the artifact store is locked, damaged or of another schema
 ├── LabelError(ValueError)          a label request the label service must refuse
+├── ServerError(RuntimeError)        the Prefect server is away or refuses us
 └── ClusterError(RuntimeError)      an actor died, a call timed out, or a plan does not fit
+    ├── LostActorError               an actor's process died: the stage can go on from a checkpoint
+    └── AbsentClusterError           the Ray cluster that a run names does not answer
 
 Each takes one message, so each survives pickling between Ray and Prefect processes.
 A message says what happened, the value seen, what is accepted and what to do.
@@ -52,5 +55,17 @@ class LabelError(AlignmentError, ValueError):
     """The label service refuses a request: unknown round, wrong ranking, closed round."""
 
 
+class ServerError(AlignmentError, RuntimeError):
+    """The Prefect server does not answer, or refuses what it was given to identify us."""
+
+
 class ClusterError(AlignmentError, RuntimeError):
     """An actor died, a remote call timed out, or a placement plan does not fit."""
+
+
+class LostActorError(ClusterError):
+    """An actor's process died; the stage may be tried again from its newest checkpoint."""
+
+
+class AbsentClusterError(ClusterError):
+    """The Ray cluster at `cluster.address` does not answer; it may be about to be restarted."""

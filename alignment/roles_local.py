@@ -57,7 +57,7 @@ class LocalTrainable:
         training = self.spec.training
         return accumulate_gradients(
             self.module,
-            microbatches(batch, tokens=training.tokens_per_microbatch),
+            microbatches(self.module, batch, tokens=training.tokens_per_microbatch),
             loss,
             denominator=denominator,
             backward=lambda total, _last: total.backward(),

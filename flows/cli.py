@@ -14,6 +14,7 @@ from typing import TypeAlias
 from alignment.errors import AlignmentError
 from flows.exit_codes import FAILED, INTERRUPTED, WAITING_FOR_PEOPLE
 from flows.label_commands import add_label_commands
+from flows.operator_commands import add_operator_commands
 from flows.shipped_configs import shipped_configs
 from flows.store_commands import add_store_commands
 from flows.waiting import WaitingForPeople
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the process's exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = command_parser().parse_args(given)
-    parsed.command_line = shlex.join(["alignflow", *given])
+    parsed.command_line, parsed.given = shlex.join(["alignflow", *given]), given
     try:
         return int(parsed.handler(parsed) or 0)
     except WaitingForPeople as waiting:
@@ -90,6 +91,7 @@ def command_parser() -> argparse.ArgumentParser:
     add_store_commands(partial(_command, commands))
     _add_import(commands)
     _add_label(commands)
+    add_operator_commands(partial(_command, commands))
     return parser
 
 

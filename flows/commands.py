@@ -152,7 +152,8 @@ def serve_labels(arguments: Namespace) -> int:
     from labeling_ui.server import serve
 
     path = label_store_path(arguments.store)
-    if not arguments.database and not path.exists():
+    found = path.exists() or any(arguments.store.rglob("candidates.parquet"))
+    if not arguments.database and not found:
         raise StoreError(
             f"{path} does not exist: nothing waits to be ranked there. Start a run with "
             '`preferences.source = "people"` first, or name its store with --store'
@@ -165,6 +166,7 @@ def serve_labels(arguments: Namespace) -> int:
             port=arguments.port,
             accounts_only=arguments.accounts,
             simulated=arguments.simulated,
+            artifacts=arguments.store,
         )
     return 0
 

@@ -2,19 +2,21 @@
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from alignment.config import PPOConfig
 from alignment.evaluation.policy_comparison import PolicyComparison
-from alignment.evaluation.result import EvaluationResult, read_evaluation
+from alignment.evaluation.result import read_evaluation
 from alignment.statistics.bootstrap import Interval
 from flows.alarms import SUSPICIOUS_NAME
 from flows.manifest import Artifact
 from flows.metrics_log import read_metrics
+from flows.rounds import Round, round_figures
 from flows.run_context import ACTORS, RunContext
-from flows.run_record import METRICS_OUTPUT, RunOutcome
+from flows.run_record import METRICS_OUTPUT, RunOutcome, stage_of
 from flows.stages.evaluation import RESULT, SAMPLES
 from flows.summary import (
     SUMMARY_NAME,
@@ -31,23 +33,30 @@ from flows.summary import (
 from flows.versions import TRAINING_ENGINES, code_versions, why_not_loaded
 
 
-def finish_run(run: RunContext, stages: Sequence[Artifact]) -> RunOutcome:
-    """Write summary and report into the run's folder and show the results."""
-    by_name = {artifact.stage: artifact for artifact in stages}
+def finish_run(
+    run: RunContext, prepared: Sequence[Artifact], rounds: Sequence[Round]
+) -> RunOutcome:
+    """Write summary and report into the run's folder and show the results of the last round.
+
+    `prepared` are the artifacts of the stages before the first round.
+    """
+    last, folder = rounds[-1], run.record.folder
     for name in (RESULT, SAMPLES):
-        shutil.copyfile(by_name["evaluation"].path(name), run.record.folder / name)
-    if SUSPICIOUS_NAME in by_name["ppo"].outputs:
-        shutil.copyfile(by_name["ppo"].path(SUSPICIOUS_NAME), run.record.folder / SUSPICIOUS_NAME)
-    result = read_evaluation(run.record.folder / RESULT)
-    if len(run.reused) < len(stages) or not (run.record.folder / SUMMARY_NAME).exists():
-        write_summary(run.record.folder, _summary(run, stages, result))
+        shutil.copyfile(last.verdict.path(name), folder / name)
+    if SUSPICIOUS_NAME in last.policy.outputs:
+        shutil.copyfile(last.policy.path(SUSPICIOUS_NAME), folder / SUSPICIOUS_NAME)
+    made = [*prepared, *(stage for done in rounds for stage in done.stages)]
+    # Imported rankings are the data stage's own: each stage counts once.
+    stages = list({(stage.stage, stage.key): stage for stage in made}.values())
+    if len(run.reused) < len(stages) or not (folder / SUMMARY_NAME).exists():
+        write_summary(folder, _summary(run, stages, rounds))
     from flows.report import write_report
 
     report = write_report(run.record.folder)
     return RunOutcome(folder=run.record.folder, report=report)
 
 
-def _summary(run: RunContext, stages: Sequence[Artifact], result: EvaluationResult) -> Summary:
+def _summary(run: RunContext, stages: Sequence[Artifact], rounds: Sequence[Round]) -> Summary:
     actors = tuple(
         Actor.model_validate(actor) for stage in stages for actor in stage.metrics.get(ACTORS, ())
     )
@@ -58,7 +67,7 @@ def _summary(run: RunContext, stages: Sequence[Artifact], result: EvaluationResu
         seed=run.config.run.seed,
         simulated_labels=run.config.preferences.source == "panel",
         data=_data_counts(stages),
-        targets=_targets(run, result),
+        targets=_targets(run, rounds),
         checks=_checks(run, stages, actors),
         versions=_versions(run, stages),
         actors=actors,
@@ -74,8 +83,9 @@ def _data_counts(stages: Sequence[Artifact]) -> dict[str, int]:
     return {name: count for name, count in data.metrics.items() if isinstance(count, int)}
 
 
-def _targets(run: RunContext, result: EvaluationResult) -> dict[str, Target]:
-    figures = _policy_figures(result.headline)
+def _targets(run: RunContext, rounds: Sequence[Round]) -> dict[str, Target]:
+    result = read_evaluation(rounds[-1].verdict.path(RESULT))
+    figures = _policy_figures(result.headline) | round_figures(rounds)
     if result.reward_model is not None:
         for kind in ("all_pairs", "sampled_pairs"):
             accuracy = getattr(result.reward_model, kind)
@@ -151,9 +161,9 @@ def _checks(
     deviation = max(ratios, default=math.inf)  # the critic's warm-up steps have none
     highest_kl = max((row["ppo/kl_nats"] for row in steps), default=math.inf)
     versions = sorted({int(row["ppo/policy_version"]) for row in steps})
-    pids = {actor.pid for actor in actors if actor.stage == "ppo"}
+    pids = {actor.pid for actor in actors if stage_of(actor.stage) == "ppo"}
     checks = {
-        "all_stages_done": Check(passed=True, detail=", ".join(s.stage for s in stages)),
+        "all_stages_done": Check(passed=True, detail=_counted(stages)),
         "all_finite": Check(
             passed=finite, detail=f"{len(values)} recorded values of {len(steps)} PPO steps"
         ),
@@ -181,6 +191,12 @@ def _checks(
             detail=f"{len(pids)} processes held the {len(roles)} roles",
         )
     return checks
+
+
+def _counted(stages: Sequence[Artifact]) -> str:
+    """Names of the stages, with how many rounds have each where it is more than one."""
+    counts = Counter(stage.stage for stage in stages)
+    return ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items())
 
 
 PPO_ROLES = ("policy", "critic", "reference", "reward_model", "generator")

@@ -18,7 +18,7 @@ from alignment.errors import StoreError
 from flows.lease import lease, shared_lease
 from flows.lineage import Identity, lineage
 from flows.manifest import MANIFEST_NAME, Artifact, InputReference, read_manifest
-from flows.run_record import RUN_NAME, read_run
+from flows.run_record import RUN_NAME, read_run, stage_of
 from flows.store import REQUEST_NAME, RUNS_FOLDER, ArtifactStore
 
 _REMOVED = ".removed-"
@@ -167,8 +167,8 @@ def _require_deleted(folder: Path, host: str) -> None:
 
 
 def _keys(run_folder: Path) -> Iterable[Identity]:
-    for stage, record in read_run(run_folder).stages.items():
-        yield from ((stage, key) for key in (record.key, record.finished_key) if key)
+    for name, record in read_run(run_folder).stages.items():
+        yield from ((stage_of(name), key) for key in (record.key, record.finished_key) if key)
 
 
 def _inputs_of_request(folder: Path) -> list[InputReference]:

@@ -305,16 +305,9 @@ def _simulate_at_page(arguments: Namespace, panel: "PanelConfig") -> int:
 
 def export_labels(arguments: Namespace) -> int:
     """Writes a round's tables, and the groups that reward-model training reads."""
-    from alignment.data.tables import write_records
-    from alignment.records import PreferenceGroup
-    from alignment.statistics.consensus import consensus
     from labeling_ui.labelers import WITHOUT_TEXTS
-    from labeling_ui.parquet_export import (
-        ExportFilter,
-        candidates_and_rankings,
-        export_round,
-        split_of,
-    )
+    from labeling_ui.parquet_export import ExportFilter
+    from labeling_ui.training_tables import write_training_tables
 
     chosen = ExportFilter(
         without=tuple(sorted(arguments.without)),
@@ -322,15 +315,8 @@ def export_labels(arguments: Namespace) -> int:
         seed=arguments.seed,
     )
     with open_labels(arguments) as labels:
-        manifest = export_round(labels, arguments.round, arguments.out, chosen)
+        manifest = write_training_tables(labels, arguments.round, arguments.out, chosen)
         texts = not labels.progress(arguments.round).panel.endswith(WITHOUT_TEXTS)
-        groups = (
-            consensus(*candidates_and_rankings(labels, arguments.round, chosen)) if texts else []
-        )
-    for split, name in (("train", "preference_groups"), ("heldout", "heldout_preference_groups")):
-        kept = [group for group in groups if split_of(group.prompt.id, chosen) == split]
-        if kept:
-            write_records(arguments.out / f"{name}.parquet", kept, PreferenceGroup)
     for name, told in manifest["files"].items():
         print(f"{told['rows']:>7} {name}")
     print(f"in {arguments.out}")

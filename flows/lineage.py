@@ -12,7 +12,7 @@ from typing import Any
 from alignment.errors import ConfigError
 from alignment.records import Ranking
 from flows.manifest import Artifact, InputReference
-from flows.run_record import read_run
+from flows.run_record import read_run, stage_of
 from flows.store import ArtifactStore
 
 SCHEMA_VERSION = 1
@@ -96,7 +96,7 @@ def run_lineage(store: ArtifactStore, run_folder: Path) -> Lineage:
         StoreError: there is no such run, or a manifest is damaged.
     """
     stages = read_run(run_folder).stages
-    keys = {(stage, record.finished_key) for stage, record in stages.items() if record.finished_key}
+    keys = {(stage_of(name), record.finished_key) for name, record in stages.items()}
     found = [store.get(stage, key) for stage, key in keys if key]
     artifacts = [artifact for artifact in found if artifact is not None]
     read = {identity for artifact in artifacts for identity in _stages_read(artifact)}

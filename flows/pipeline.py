@@ -1,17 +1,22 @@
 """The whole pipeline, on one screen.
 
     base_model ─► data ─► sft ─► candidates ─► preferences ─► reward_model ─► ppo ─► evaluation
-                                               (people rank)
+                                 ▲             (people rank)                              │
+                                 └───────────── next round, from the new policy ◄─────────┘
 
 Each stage is looked up in the store before any engine starts, and done or resumed only if it is
 not there. Artifacts are small references; weights and tables stay in the store. Needs no Prefect
 server; where one is named by PREFECT_API_URL, the same flow shows there.
 """
 
+from collections.abc import Sequence
+
 from prefect import flow
 
 from alignment.config import PipelineConfig
 from flows.finish import finish_run
+from flows.manifest import Artifact
+from flows.rounds import Round
 from flows.run_context import RunContext
 from flows.run_record import RunOptions, RunOutcome
 from flows.running import running, stage_task
@@ -48,20 +53,26 @@ def _stages(run: RunContext) -> RunOutcome:
     tables = prepare_data(run, base)
     start = train_sft(run, base, tables)
 
+    rounds: list[Round] = []
+    for number in range(1, run.config.rounds.count + 1):
+        rounds.append(_round(run.in_round(number), start, tables, rounds))
+    return finish_run(run, (base, tables, start), rounds)
+
+
+def _round(run: RunContext, start: Artifact, tables: Artifact, before: Sequence[Round]) -> Round:
+    policies = [start, *(earlier.policy for earlier in before)]
     if run.config.preferences.source == "imported":
         ranked, rankings = None, tables
     else:
-        ranked = sample_candidates(run, start, tables)
+        ranked = sample_candidates(run, policies[-2:], tables)
         # In the parent's own body, not in a task: only here can a run be suspended for people.
         rankings = preferences.collect_rankings(run, ranked)
 
-    judge = train_reward_model(run, start, rankings)
-    policy = train_policy(run, start, judge, tables)
+    judges, all_rankings = [r.judge for r in before], [*(r.rankings for r in before), rankings]
+    judge = train_reward_model(run, judges[-1] if judges else start, all_rankings)
+    policy = train_policy(run, policies[-1], judge, tables, start if before else None)
     verdict = evaluate_policy(run, start, policy, judge, rankings, ranked, tables)
-
-    stages = (base, tables, start, ranked, rankings, judge, policy, verdict)
-    # Imported rankings are the data stage's own: each stage counts once.
-    return finish_run(run, list({stage.stage: stage for stage in stages if stage}.values()))
+    return Round(ranked=ranked, rankings=rankings, judge=judge, policy=policy, verdict=verdict)
 
 
 def run(config: PipelineConfig, options: RunOptions) -> RunOutcome:

@@ -185,6 +185,11 @@ def _shape_of(config: PipelineConfig) -> ModelShape:
 
 def _notes(config: PipelineConfig, machines: Machines) -> list[str]:
     notes = []
+    if config.rounds.count > 1:
+        notes.append(
+            f"the run has {config.rounds.count} rounds; times are of one, but reward-model "
+            "training grows with the rankings of all rounds before"
+        )
     on_gpus = config.cluster.policy.gpus_per_rank or config.cluster.generator.gpus_per_rank
     if on_gpus and config.ppo.precision == "float32":
         notes.append(

@@ -23,6 +23,9 @@ _PLAIN_INTERVAL_S = 20.0
 _SYMBOLS = {"working": ("●", "cyan"), "done": ("✓", "green"), "stopped": ("✗", "red")}
 _MINUTE, _HOUR = 60, 3600
 
+Observe = Callable[[str, int, int, str, Mapping[str, float]], None]
+"""`observe(stage, step, total, unit, figures)`, called at every step."""
+
 
 @dataclass(slots=True)
 class StageLine:
@@ -74,8 +77,10 @@ class Progress:
         *,
         interval_s: float = _PLAIN_INTERVAL_S,
         now: Callable[[], float] = time.monotonic,
+        observe: Observe = lambda stage, step, total, unit, figures: None,
     ) -> None:
         self.console = console or Console(highlight=False)
+        self._observe = observe
         self._interval_s = interval_s
         self._now = now
         self._lines: list[StageLine] = []
@@ -138,6 +143,7 @@ class Progress:
             self._lines.append(StageLine("waiting", self._now()))
         line = self._current or self._lines[-1]
         line.advance(self._now(), step, total, unit, figures)
+        self._observe(line.name, step, total, unit, figures)
         if step >= total and self._current is None:
             line.state, line.ended_s = "done", self._now()
         if self._now() - self._printed_s >= self._interval_s:

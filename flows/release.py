@@ -53,7 +53,7 @@ def release(run_folder: Path, out: Path, *, despite_checks: bool = False) -> Rel
     if not despite_checks:
         _require_passed(summary)
     store = store_of_run(run)
-    record = run.stages.get(POLICY_STAGE)
+    record = run.newest(POLICY_STAGE)
     policy = (
         store.get(POLICY_STAGE, record.finished_key) if record and record.finished_key else None
     )

@@ -71,16 +71,14 @@ def watched(
     """The stage's metric sink behind the monitors; a resumed training goes on after a step."""
     from alignment.rewards.watch import RewardWatch
 
-    earlier = read_metrics(run.record.metrics_path(stage))
+    earlier = read_metrics(run.record.metrics_path(run.name(stage)))
     return RewardWatch(
         run.sink(stage, run.config.ppo.steps),
         reward,
         run.config.monitors,
         history=[step for step in earlier if step["step"] <= after_step],
         heldout=heldout,
-        on_alarm=AlarmLog(
-            run.record.folder / SUSPICIOUS_NAME, run.progress.say, after_step=after_step
-        ),
+        on_alarm=AlarmLog(_suspicious_path(run), run.progress.say, after_step=after_step),
     )
 
 
@@ -135,11 +133,17 @@ def heldout_evaluation(
 
 def keep_suspicious(run: RunContext, workspace: StageWorkspace) -> tuple[str, ...]:
     """The alarms' texts as an output of the stage, for runs that reuse it; none without alarms."""
-    path = run.record.folder / SUSPICIOUS_NAME
+    path = _suspicious_path(run)
     if not path.exists():
         return ()
     workspace.output(SUSPICIOUS_NAME).write_bytes(path.read_bytes())
     return (SUSPICIOUS_NAME,)
+
+
+def _suspicious_path(run: RunContext) -> Path:
+    """Where the alarms' texts of the round at hand gather."""
+    own = Path(SUSPICIOUS_NAME)
+    return run.record.folder / f"{run.name(own.stem)}{own.suffix}"
 
 
 def _folder_input(folder: Path) -> InputReference:

@@ -1,11 +1,12 @@
 """What every stage of a run shares, and the one way a stage is reused, resumed or done."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignment.config import PipelineConfig
+from alignment.errors import StoreError
 from alignment.seeds import derive_seed
 from flows.engines import Engines
 from flows.loggers import Loggers
@@ -13,13 +14,18 @@ from flows.manifest import Artifact, InputReference, StageRequest
 from flows.memory import MemorySampler, memory_metrics
 from flows.progress import Progress
 from flows.reuse import NEVER_RUN, reason_to_work
-from flows.run_record import METRICS_OUTPUT, RunOptions, RunRecord
+from flows.run_record import METRICS_OUTPUT, RunOptions, RunRecord, name_in_round
 from flows.store import ArtifactStore
 from flows.timing import WorkClock
 from flows.workspace import StageWorkspace
 
+PromptT = TypeVar("PromptT")
 ACTORS = "actors"
 """Name under which a stage's manifest keeps the processes that did its work."""
+
+
+class OnlyStageDone(Exception):  # noqa: N818 - nothing went wrong
+    """The one stage that was asked for is finished; the run ends here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,10 @@ class StageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """One invocation of a run: its settings, and the places and tools its stages use."""
+    """One invocation of a run: its settings, and the places and tools its stages use.
+
+    `round` is the round at hand, from 1: it names a stage in the run, and has its own seeds.
+    """
 
     config: PipelineConfig
     options: RunOptions
@@ -44,10 +53,29 @@ class RunContext:
     progress: Progress
     loggers: Loggers
     reused: list[str] = field(default_factory=list)
+    round: int = 1
+
+    def in_round(self, number: int) -> "RunContext":
+        """The same invocation, at work on round `number`."""
+        return replace(self, round=number)
+
+    def name(self, stage: str) -> str:
+        """What `stage` is called in this run, in the round at hand."""
+        return name_in_round(stage, self.round)
 
     def seed(self, stage: str) -> int:
-        """The stage's own seed, derived from the run's."""
-        return derive_seed(self.config.run.seed, stage)
+        """The stage's own seed, derived from the run's, another one in each round."""
+        return derive_seed(self.config.run.seed, self.name(stage))
+
+    def prompts_of_round(self, prompts: Sequence[PromptT]) -> Sequence[PromptT]:
+        """The part of the train prompts that belongs to the round at hand: no two rounds share."""
+        each = len(prompts) // self.config.rounds.count
+        return prompts[(self.round - 1) * each : self.round * each]
+
+    def round_settings(self) -> dict[str, int]:
+        """What a stage that takes prompts of the round adds to its settings."""
+        count = self.config.rounds.count
+        return {} if count == 1 else {"round": self.round, "rounds": count}
 
     def request(
         self,
@@ -70,22 +98,36 @@ class RunContext:
         self, request: StageRequest, work: Callable[[StageWorkspace], StageResult]
     ) -> Artifact:
         """The finished stage: from the store if it is there, else by doing (or resuming) it."""
-        name = request.stage
+        name = self.name(request.stage)
         with self.clock.stage(name), self.progress.stage(name) as line:
             artifact = self.store.lookup(request)
             if artifact is not None:
                 self.reused.append(name)
-                self.record.finish_stage(artifact, reused=True)
+                self.record.finish_stage(artifact, reused=True, name=name)
                 line.done("reused")
                 return artifact
+            self._require_asked_for(name)
             reason = reason_to_work(self.store, request, self.record.finished_key(name))
             if reason != NEVER_RUN:
                 self.progress.say(f"{name} {reason}")
             self.record.begin_stage(name, request.key, reason)
             with self.store.open_stage(request, run=self.record.name) as workspace:
                 artifact = self._do(work, workspace)
-            self.record.finish_stage(artifact, reused=False)
+            self.record.finish_stage(artifact, reused=False, name=name)
             return artifact
+
+    def stop_if_only(self, artifact: Artifact) -> None:
+        """End the run here if this stage alone was asked for; called outside of tasks."""
+        if artifact.stage == self.options.only:
+            raise OnlyStageDone(artifact.stage)
+
+    def _require_asked_for(self, stage: str) -> None:
+        only = self.options.only
+        if only not in (None, stage):
+            raise StoreError(
+                f"{only} alone was asked for, but {stage} before it is not in {self.store.root} "
+                f"with these settings. Do {stage} first, or the whole pipeline"
+            )
 
     def warn(self, text: str) -> None:
         """Say what a reader of the result should know, and keep it in the run's record."""
@@ -94,18 +136,18 @@ class RunContext:
 
     def sink(self, stage: str, total_steps: int) -> "ProgressSink":
         """A metric sink that writes to the run's folder and moves the stage's progress line."""
-        return ProgressSink(self, stage, total_steps)
+        return ProgressSink(self, self.name(stage), total_steps)
 
     def _do(
         self, work: Callable[[StageWorkspace], StageResult], workspace: StageWorkspace
     ) -> Artifact:
         result = work(workspace)
         outputs = list(result.outputs)
-        recorded = self.record.metrics_path(workspace.request.stage)
+        stage = self.name(workspace.request.stage)
+        recorded = self.record.metrics_path(stage)
         if recorded.exists():
             workspace.output(METRICS_OUTPUT).write_bytes(recorded.read_bytes())
             outputs.append(METRICS_OUTPUT)
-        stage = workspace.request.stage
         actors = [
             actor.model_dump(mode="json") | {"stage": stage} for actor in self.engines.take_actors()
         ]

@@ -9,15 +9,16 @@ The folder is a view for people and reports: what decides reuse is the store.
 """
 
 import os
+import re
 import shutil
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,9 +35,33 @@ from flows.waiting import WaitingForPeople
 RunState = Literal["running", "done", "failed", "interrupted", "waiting"]
 StageState = Literal["working", "done", "reused"]
 RUN_NAME = "run.json"
+_ROUND = re.compile(r"-\d+$")
 ERROR_LOG_NAME = "error.log"
 METRICS_OUTPUT = "metrics.jsonl"
 """A stage that commits its metrics under this output name gives them to runs that reuse it."""
+
+
+@runtime_checkable  # Prefect describes the flow's parameters with it
+class Dashboard(Protocol):
+    """Where a run shows itself besides the console; nothing in it may fail a run."""
+
+    def write(self, text: str) -> int:
+        """A piece of what the console would print."""
+        ...
+
+    def flush(self) -> None:
+        """End of a piece."""
+        ...
+
+    def progress(
+        self, stage: str, step: int, total: int, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        """`step` of `total` of a stage are done."""
+        ...
+
+    def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
+        """A stage is finished; called inside its task."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +69,18 @@ class RunOptions:
     """How a run was started; none of it changes what is computed.
 
     `serve_labels` starts the ranking page and waits for people in this process; `command` is
-    the command line as the user typed it, to be shown beside results.
+    the command line as the user typed it, to be shown beside results. `only` names the one stage
+    to do, those before it being in the store already. `resumed_with` holds, by round, the digest
+    of the frozen rankings that a suspended run was resumed with. `dashboard` shows progress and
+    results in Prefect's pages.
     """
 
     serve_labels: bool = False
     open_browser: bool = True
     command: str = ""
+    only: str | None = None
+    resumed_with: Mapping[str, str] = field(default_factory=dict)
+    dashboard: Dashboard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +124,11 @@ class RunFile(BaseModel):
     warnings: list[str] = []
     """What a reader of the result should know, e.g. a resume that was not exact."""
 
+    def newest(self, stage: str) -> StageRecord | None:
+        """The record of `stage` in the last round that finished it; None if none did."""
+        rounds = [r for name, r in self.stages.items() if stage_of(name) == stage]
+        return next((r for r in reversed(rounds) if r.finished_key), None)
+
 
 class RunRecord:
     """A run's folder while this process works on the run; every change is on disk at once."""
@@ -122,12 +158,16 @@ class RunRecord:
             stage, StageRecord(state="working", key=key, finished_key=finished, reason=reason)
         )
 
-    def finish_stage(self, artifact: Artifact, *, reused: bool) -> None:
-        """Note that a stage is finished; a reused one brings its metrics along if it has them."""
-        earlier = self.file.stages.get(artifact.stage)
+    def finish_stage(self, artifact: Artifact, *, reused: bool, name: str | None = None) -> None:
+        """Note that a stage is finished; a reused one brings its metrics along if it has them.
+
+        `name` is the stage's name in this run where that is another: see `name_in_round`.
+        """
+        name = name or artifact.stage
+        earlier = self.file.stages.get(name)
         worked_for = earlier.reason if earlier else ""
         self._set(
-            artifact.stage,
+            name,
             StageRecord(
                 state="reused" if reused else "done",
                 key=artifact.key,
@@ -139,7 +179,7 @@ class RunRecord:
         if reused and METRICS_OUTPUT in artifact.outputs:
             made_folder(self.folder / "metrics")
             source = artifact.folder / OUTPUTS_FOLDER / METRICS_OUTPUT
-            shutil.copyfile(source, self.metrics_path(artifact.stage))
+            shutil.copyfile(source, self.metrics_path(name))
 
     def metrics_path(self, stage: str) -> Path:
         """Where a stage's metrics lie."""
@@ -167,6 +207,16 @@ class RunRecord:
     def _save(self) -> None:
         with disk_errors(self.folder):
             write_json(self.folder / RUN_NAME, self.file.model_dump(mode="json"))
+
+
+def name_in_round(stage: str, number: int) -> str:
+    """What a stage is called in a run's round: `ppo` in the first, `ppo-2` in the second."""
+    return stage if number == 1 else f"{stage}-{number}"
+
+
+def stage_of(name: str) -> str:
+    """The stage behind a name that `name_in_round` gave."""
+    return _ROUND.sub("", name)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
-from uuid import uuid4
 
 from alignment.errors import AlignmentError
 
@@ -48,8 +48,30 @@ class Rounds(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenRound:
+    """A round that people are still to rank, how far it is, and the store it lies in."""
+
+    round_id: str
+    rankings_wanted: int
+    rankings_done: int
+    store: str
+    deadline_s: float = 30 * 24 * 3600
+    """How long a suspended run waits; Prefect fails it then."""
+
+
 class WaitingForPeople(AlignmentError):  # noqa: N818 - nothing went wrong
     """The run stops here until people have ranked; the same command goes on. Exit code 75."""
+
+    open_round: OpenRound | None = None
+    """What the run waits for, where the wait is one for a round."""
+
+    @classmethod
+    def for_round(cls, message: str, open_round: OpenRound) -> "WaitingForPeople":
+        """The wait for `open_round`, told by `message`."""
+        waiting = cls(message)
+        waiting.open_round = open_round
+        return waiting
 
 
 LabelServer = Callable[[], AbstractContextManager[str]]
@@ -70,12 +92,13 @@ def wait_for_rankings(
     report: ReportRankings = lambda done, wanted: None,
     poll_s: float = 2.0,
     sleep: Callable[[float], None] = time.sleep,
+    deadline_s: float = OpenRound.deadline_s,
 ) -> str:
     """The digest of a round's frozen rankings, once people have ranked enough.
 
     A complete round is frozen and returned at once. Otherwise, with `server`, the ranking page
     is served and this process waits; without it, the run stops here. `store` is the artifact
-    store as the user would type it.
+    store as the user would type it; `deadline_s` is how long a suspended run will wait.
 
     Raises:
         WaitingForPeople: the round is not complete and this process is not to wait; says how
@@ -91,11 +114,18 @@ def wait_for_rankings(
                 report(status.rankings_done, status.rankings_wanted)
         return rounds.progress(round_id).frozen_digest or rounds.freeze(round_id)
     status = rounds.progress(round_id)
-    raise WaitingForPeople(
+    raise WaitingForPeople.for_round(
         f"waiting for people: {status.rankings_done} of {status.rankings_wanted} rankings of round "
         f"{round_id} are in {store}. Rank them with `alignflow label serve --store {store}`, then "
         "run the same command again: it goes on from here. With --serve-labels it serves the page "
-        "itself and waits"
+        "itself and waits",
+        OpenRound(
+            round_id=round_id,
+            rankings_wanted=status.rankings_wanted,
+            rankings_done=status.rankings_done,
+            store=store,
+            deadline_s=deadline_s,
+        ),
     )
 
 
@@ -160,16 +190,42 @@ def suspended_while_people_rank() -> Iterator[None]:
     """
     try:
         yield
-    except WaitingForPeople:
+    except WaitingForPeople as waiting:
         import prefect.runtime.deployment
 
-        if prefect.runtime.deployment.id is not None:
-            from prefect.flow_runs import suspend_flow_run
+        if prefect.runtime.deployment.id is not None and waiting.open_round is not None:
+            from flows.suspension import suspend
 
-            # A new key each time: a run that is resumed too early must suspend again.
-            suspend_flow_run(timeout=_SUSPENSION_S, key=f"rankings-{uuid4()}")
+            suspend(waiting.open_round, str(waiting))
         raise
 
 
-_SUSPENSION_S = 30 * 24 * 3600
-"""Prefect fails a suspended run after this time; 30 days, far beyond a round."""
+def require_labels_resumed_with(
+    rounds: Rounds, round_id: str, digest: str, resumed_with: Mapping[str, str], *, store: str
+) -> None:
+    """Refuse rankings other than those that a run was resumed with.
+
+    Args:
+        rounds: the label store.
+        round_id: the round at hand.
+        digest: of its frozen rankings.
+        resumed_with: digest of frozen rankings by round, as the run's resumptions gave them.
+        store: the artifact store as the user would type it.
+
+    Raises:
+        WaitingForPeople: they differ; the run is suspended again, so it can be resumed rightly.
+    """
+    given = resumed_with.get(round_id, digest)
+    if given != digest:
+        status = rounds.progress(round_id)
+        raise WaitingForPeople.for_round(
+            f"the run was resumed with label set {given[:16]}, but round {round_id} in {store} is "
+            f"frozen as {digest[:16]}: nothing was trained on either. The run waits again; "
+            "`alignflow resume` or the reconciler resumes it with the frozen set",
+            OpenRound(
+                round_id=round_id,
+                rankings_wanted=status.rankings_wanted,
+                rankings_done=status.rankings_done,
+                store=store,
+            ),
+        )

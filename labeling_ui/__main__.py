@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
                 host=options.host,
                 port=options.port,
                 simulated=options.simulated,
+                artifacts=options.candidates,
             )
         else:
             run_on(
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.round,
                 host=options.host,
                 token=os.environ.get(TOKEN_VARIABLE) or None,
+                artifacts=options.candidates,
                 parent=options.parent,
             )
     except KeyboardInterrupt:
@@ -50,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--store", type=Path, help="label database (SQLite file)")
     place.add_argument("--database", metavar="URL", help="label database (postgresql://...)")
     parser.add_argument("--round", help="round to rank; absent: the newest open one for people")
+    parser.add_argument(
+        "--candidates",
+        type=Path,
+        metavar="FOLDER",
+        help="where a lead finds candidates.parquet files for new rounds",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=7861, help="port; 0: a free one (%(default)s)")
     parser.add_argument("--simulated", action="store_true", help="serve a simulated panel's round")

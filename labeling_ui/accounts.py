@@ -178,6 +178,29 @@ def set_active(store: LabelStore, name: str, active: bool, *, actor: str) -> Non
         audit.record(connection, store.now_ms(), actor, "admit" if active else "suspend", name)
 
 
+def set_role(store: LabelStore, name: str, role: str, *, actor: str) -> None:
+    """Gives a person another role, at once and wherever they are signed in.
+
+    Raises:
+        LabelError: unknown role or name, one's own role, or a lead's role for a name without a
+            password, which anybody could sign in with.
+    """
+    if role not in ROLES:
+        raise LabelError(f"role {role!r} is unknown; accepted: {', '.join(ROLES)}")
+    if name == actor:
+        raise LabelError("you cannot change your own role; ask another lead")
+    with store.write() as connection:
+        row = connection.execute(select(labeler).where(labeler.c.name == name)).one_or_none()
+        if row is None:
+            raise LabelError(f"there is no labeler {name!r}; make an invitation for a new one")
+        if role == "lead" and row.password_hash is None:
+            raise LabelError(f"{name!r} has no password; make an invitation as a lead instead")
+        connection.execute(update(labeler).where(labeler.c.name == name).values(role=role))
+        audit.record(
+            connection, store.now_ms(), actor, "set role", name, before=row.role, after=role
+        )
+
+
 def _check_password(password: str) -> None:
     if not MIN_PASSWORD_CHARACTERS <= len(password) <= MAX_PASSWORD_CHARACTERS:
         raise LabelError(

@@ -33,8 +33,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from alignment.errors import StoreError
 from labeling_ui.schema import setting
 
-HEAD = "0002"
+HEAD = "0004"
 """The newest revision in `migrations/versions`."""
+EARLIER = ("0001", "0002")
+"""Revisions that are brought up to it."""
 LEGACY_VERSION = "1"
 """`setting.schema_version` of databases from before Alembic; they are revision 0001."""
 BUSY_TIMEOUT_MS = 30_000
@@ -198,7 +200,7 @@ def _revision(connection: Connection, existing: set[str], place: str) -> str | N
         )
     if "alembic_version" in existing:
         found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        known = found in ("0001", HEAD)
+        known = found in (*EARLIER, HEAD)
     else:
         query = select(setting.c.value).where(setting.c.key == "schema_version")
         found = connection.scalar(query)

@@ -78,6 +78,14 @@ def accept(store: LabelStore, name: str, version: int) -> None:
         insert_if_absent(connection, acceptance, values)
 
 
+def acceptances(store: LabelStore) -> int:
+    """How many people accepted the newest version."""
+    newest = select(func.max(guideline.c.version)).scalar_subquery()
+    with store.read() as connection:
+        query = select(func.count()).where(acceptance.c.version == newest)
+        return connection.scalar(query) or 0
+
+
 def _newest() -> Any:
     return select(guideline).order_by(guideline.c.version.desc()).limit(1)
 

@@ -21,6 +21,7 @@ STRONGEST = 3
 
 MAX_RATIONALE_CHARACTERS = 4000
 MAX_CRITERIA = 6
+MAX_CRITERION_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,10 @@ class RoundSettings:
                 )
         if len(set(self.criteria)) != len(self.criteria) or len(self.criteria) > MAX_CRITERIA:
             raise LabelError(f"criteria {self.criteria!r}: at most {MAX_CRITERIA}, each once")
+        if not all(0 < len(name) <= MAX_CRITERION_CHARACTERS for name in self.criteria):
+            raise LabelError(
+                f"criteria {self.criteria!r}: 1 to {MAX_CRITERION_CHARACTERS} characters each"
+            )
         if not 10 <= self.lease_s <= 86_400:
             raise LabelError(f"lease_s is {self.lease_s}; it must be between 10 and 86400 seconds")
 

@@ -17,6 +17,8 @@ from labeling_ui.opinions import Opinion
 from labeling_ui.round_agreement import alpha_of, pair_ratings
 
 SEED = 0
+MIN_PROMPTS = 5
+"""With fewer, resampled prompts give an interval that looks surer than it is: none is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,7 @@ def _pair_agreement(one: Opinion, other: Opinion) -> list[float]:
 def _share(meetings: Sequence[tuple[str, Sequence[float]]]) -> Interval | None:
     values = [value for _, agreed in meetings for value in agreed]
     prompts = [prompt for prompt, agreed in meetings for _ in agreed]
-    if len(set(prompts)) < 2:
+    if len(set(prompts)) < MIN_PROMPTS:
         return None
     return bootstrap_mean(values, prompts, seed=SEED)
 

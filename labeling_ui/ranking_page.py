@@ -10,16 +10,27 @@ import logging
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import gradio as gr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from alignment.errors import LabelError, StoreError
-from labeling_ui import guidelines
+from labeling_ui import drafts, guidelines
 from labeling_ui.cards import SKIP_REASONS, Card
 from labeling_ui.identity import Identity
 from labeling_ui.judgement import UNSAFE_CATEGORIES, Effort, Judgement
+from labeling_ui.ranking_requests import (
+    AcceptRequest,
+    AliveRequest,
+    CardRequest,
+    DraftRequest,
+    NextRequest,
+    PageRequest,
+    SkipRequest,
+    SubmitRequest,
+    read_request,
+)
 from labeling_ui.rich_text import rich_text
 from labeling_ui.store import LabelStore
 from labeling_ui.visible_text import visible_text
@@ -27,68 +38,10 @@ from labeling_ui.visible_text import visible_text
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("tools", "words", "card", "lane", "ranking", "talk", "keys")
+SCRIPTS = ("tools", "words", "drafts", "card", "lane", "ranking", "talk", "keys")
 MAX_HISTORY = 30
 Envelope = dict[str, Any]
-Place = Annotated[int, Field(ge=0, le=8)]
-Assignment = Annotated[str, Field(max_length=80)]
-Words = Annotated[str, Field(max_length=60)]
-Seconds = Annotated[float, Field(ge=0, le=864_000, allow_inf_nan=False)]
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class NextRequest(_Request):
-    """Asks for a card: the one held, or the one after `beside`."""
-
-    beside: Assignment | None = None
-
-
-class SubmitRequest(_Request):
-    """What the page sends when a labeler submits; `revise` replaces an earlier submission."""
-
-    assignment_id: Assignment
-    submission_id: Annotated[str, Field(max_length=80)]
-    tiers: Annotated[list[int], Field(max_length=9)]
-    active_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-    gaps: Annotated[list[int | None], Field(max_length=8)] = []
-    bar: int | None = None
-    flags: Annotated[list[tuple[Place, Words]], Field(max_length=9)] = []
-    scores: Annotated[list[tuple[Place, Words, int]], Field(max_length=54)] = []
-    rationale: Annotated[str, Field(max_length=8000)] = ""
-    wall_seconds: Seconds | None = None
-    moves: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    revise: bool = False
-
-
-class SkipRequest(_Request):
-    """What the page sends when a labeler skips."""
-
-    assignment_id: Assignment
-    reason: Annotated[str, Field(max_length=40)]
-
-
-class CardRequest(_Request):
-    """Asks for a finished card again."""
-
-    assignment_id: Assignment
-
-
-class AliveRequest(_Request):
-    """Says that the labeler is at work on these cards."""
-
-    assignment_ids: Annotated[list[Assignment], Field(max_length=2)]
-
-
-class AcceptRequest(_Request):
-    """Says that the labeler accepts a version of the guidelines."""
-
-    version: int
-
-
-Request = TypeVar("Request", bound=_Request)
+Request = TypeVar("Request", bound=PageRequest)
 
 
 def ranking_page(store: LabelStore, round_id: str | None, identity: Identity) -> gr.Blocks:
@@ -96,7 +49,9 @@ def ranking_page(store: LabelStore, round_id: str | None, identity: Identity) ->
 
     def answered(work: Callable[[LabelStore, str, Request], Any], form: type[Request]) -> Any:
         def answer(data: Any, request: gr.Request) -> Envelope:
-            return _answer(identity, request, lambda name: work(store, name, _read(form, data)))
+            return _answer(
+                identity, request, lambda name: work(store, name, read_request(form, data))
+            )
 
         return answer
 
@@ -104,7 +59,7 @@ def ranking_page(store: LabelStore, round_id: str | None, identity: Identity) ->
         return _answer(
             identity,
             request,
-            lambda name: _next_card(store, round_id, name, _read(NextRequest, data).beside),
+            lambda name: _next_card(store, round_id, name, read_request(NextRequest, data).beside),
         )
 
     def rank_history(data: Any, request: gr.Request) -> Envelope:
@@ -117,6 +72,7 @@ def ranking_page(store: LabelStore, round_id: str | None, identity: Identity) ->
         "rank_reopen": answered(_reopen, CardRequest),
         "rank_alive": answered(_alive, AliveRequest),
         "rank_accept": answered(_accept, AcceptRequest),
+        "rank_draft": answered(_keep_draft, DraftRequest),
     }
     for name, function in functions.items():
         function.__name__ = name
@@ -131,17 +87,6 @@ def ranking_page(store: LabelStore, round_id: str | None, identity: Identity) ->
             elem_id="ranking",
         )
     return page
-
-
-def _read(form: type[Request], data: Any) -> Request:
-    # JSON has lists where the forms have tuples; a call without argument arrives as [].
-    if not isinstance(data, dict):
-        data = {}
-    for name in ("flags", "scores"):
-        if isinstance(data.get(name), list):
-            entries = data[name]
-            data = data | {name: [tuple(e) if isinstance(e, list) else e for e in entries]}
-    return form.model_validate(data)
 
 
 def _answer(identity: Identity, request: Any, work: Callable[[str], Any]) -> Envelope:
@@ -237,6 +182,12 @@ def _accept(store: LabelStore, name: str, sent: AcceptRequest) -> Envelope:
     return {}
 
 
+def _keep_draft(store: LabelStore, name: str, sent: DraftRequest) -> Envelope:
+    content = None if sent.draft is None else sent.draft.model_dump()
+    drafts.save(store, sent.assignment_id, name, content)
+    return {}
+
+
 def _next_card(store: LabelStore, round_id: str | None, name: str, beside: str | None) -> Envelope:
     wanted = round_id or _newest_round_for_people(store)
     if wanted is None:
@@ -266,6 +217,7 @@ def _card_and_questions(store: LabelStore, name: str, round_id: str, card: Card)
     settings = store.settings(round_id)
     return {
         "card": card_payload(card),
+        "draft": drafts.find(store, card.assignment_id, name),
         "labeler": name,
         "skip_reasons": [[code, text] for code, text in SKIP_REASONS.items()],
         "categories": UNSAFE_CATEGORIES,

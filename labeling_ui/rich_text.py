@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from labeling_ui.cjk_emphasis import cjk_emphasis
 from labeling_ui.visible_text import visible_text
 
 Node: TypeAlias = str | list[Any]
@@ -70,6 +71,7 @@ def _parser() -> MarkdownIt:
     parser.enable(["table", "strikethrough"])
     parser.disable(["html_block", "html_inline", "reference"])
     parser.inline.ruler.before("escape", "formula", _formula)
+    parser.inline.ruler.before("emphasis", "cjk_emphasis", cjk_emphasis)
     return parser
 
 
@@ -108,8 +110,8 @@ def _nodes(tokens: Sequence[Token]) -> tuple[list[Node], int]:
             inner, more = _nodes(token.children or [])
             children.extend(inner)
             count += more
-        else:
-            children.append(_leaf(token))
+        elif leaf := _leaf(token):
+            children.append(leaf)
     return root, count
 
 

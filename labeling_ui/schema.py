@@ -240,6 +240,16 @@ annotation = Table(
     UniqueConstraint("assignment_id", "revision"),
 )
 
+# What a labeler has said about a card and not submitted: the page's own form of it. It goes when
+# the card is submitted or skipped.
+draft = Table(
+    "draft",
+    metadata,
+    Column("assignment_id", ForeignKey("assignment.id"), primary_key=True),
+    Column("content", JSON, nullable=False),
+    Column("saved_ms", BigInteger, nullable=False),
+)
+
 # Reserved for disputes settled by a second reader.
 adjudication = Table(
     "adjudication",

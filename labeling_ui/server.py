@@ -42,6 +42,7 @@ def serve(
     token: str | None = None,
     accounts_only: bool = False,
     simulated: bool = False,
+    artifacts: Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serves the site until Ctrl-C; `announce` gets a line with its address, and one with a link
@@ -51,7 +52,8 @@ def serve(
     connect, signing in takes a token: the one given, else that of ALIGNFLOW_LABEL_TOKEN, else one
     that the label database keeps. With `accounts_only` there is no token: a name needs a
     password, which it gets by an invitation. `simulated` serves a round of the simulated panel
-    to simulated labelers, on this machine alone.
+    to simulated labelers, on this machine alone. Under `artifacts` a lead finds candidates for
+    rounds.
 
     Raises:
         StoreError: the label database cannot be used.
@@ -66,7 +68,15 @@ def serve(
     with _listen(host, port) as listener:
         announce(f"Ranking page: {_address(listener, host, token)}")
         announce(f"Lead's page (this link works once): {_lead_link(listener, host, store_path)}")
-        run_on(listener, store_path, round_id, host=host, token=token, accounts_only=accounts_only)
+        run_on(
+            listener,
+            store_path,
+            round_id,
+            host=host,
+            token=token,
+            accounts_only=accounts_only,
+            artifacts=artifacts,
+        )
 
 
 def run_on(
@@ -77,6 +87,7 @@ def run_on(
     host: str,
     token: str | None,
     accounts_only: bool = False,
+    artifacts: Path | None = None,
     parent: int | None = None,
 ) -> None:
     """Serves on a socket that already listens, until stopped or until process `parent` is gone."""
@@ -93,6 +104,7 @@ def run_on(
             token=token,
             loopback_only=is_loopback(host),
             accounts_only=accounts_only,
+            artifacts=artifacts,
         )
         config = uvicorn.Config(
             site, log_level="warning", timeout_graceful_shutdown=2, server_header=False
@@ -135,6 +147,7 @@ def start_server_process(
     host: str = "127.0.0.1",
     port: int = 0,
     token: str | None = None,
+    artifacts: Path | None = None,
 ) -> ServerProcess:
     """Starts the page in a process of its own and returns once it answers.
 
@@ -159,6 +172,7 @@ def start_server_process(
             str(os.getpid()),
         ]
         command += ["--round", round_id] if round_id else []
+        command += ["--candidates", str(artifacts.resolve())] if artifacts else []
         process = subprocess.Popen(
             command,
             pass_fds=[listener.fileno()],

@@ -8,14 +8,22 @@ edit is a new revision.
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from alignment.errors import LabelError
 from labeling_ui.assignment import expire_leases, lock_participation
 from labeling_ui.cards import SKIP_REASONS, Receipt
 from labeling_ui.judgement import Effort, Judgement, RoundSettings, check_judgement
 from labeling_ui.rounds import find_round, move_counts
-from labeling_ui.schema import acceptance, annotation, assignment, labeler, participation, task
+from labeling_ui.schema import (
+    acceptance,
+    annotation,
+    assignment,
+    draft,
+    labeler,
+    participation,
+    task,
+)
 
 _FINISHED = ("done", "surplus")
 
@@ -58,6 +66,7 @@ def submit(
             created_ms=now_ms,
         )
     )
+    connection.execute(delete(draft).where(draft.c.assignment_id == assignment_id))
     finished = {} if row.state in _FINISHED else {"finished_ms": now_ms}
     connection.execute(
         update(assignment)
@@ -212,6 +221,7 @@ def skip(
             released=True,
         )
     )
+    connection.execute(delete(draft).where(draft.c.assignment_id == assignment_id))
     _count_for_labeler(connection, row, skipped=1)
     left = connection.execute(
         update(task)

@@ -126,6 +126,9 @@ def start_engine(module: Module, spec: TrainableSpec) -> tuple[Any, ClipAndRepor
         config=engine_config(spec),
         dist_init_required=False,
     )
+    if spec.resources.ranks == 1 and spec.training.zero_stage == 0:
+        # With nobody to average with, DeepSpeed would still copy all gradients there and back.
+        engine.enable_backward_allreduce = False
     return engine, clip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ray.exceptions import RayError, RayTaskError
 
 from alignment.cluster.process_identity import STATES
-from alignment.errors import AlignmentError, ClusterError
+from alignment.errors import AlignmentError, ClusterError, LostActorError
 
 LOG_LINES = 20
 
@@ -35,7 +35,7 @@ def explain_failures(
         )
     pid = pids.get(rank)
     who = f"{role} rank {rank}" + (f" (process {pid})" if pid else "")
-    return ClusterError(
+    return LostActorError(
         f"{who} died in {operation}: {_reason(error)}\n{log_tail(logs, pid)}"
         "A stage that was interrupted goes on from its newest checkpoint when run again."
     )

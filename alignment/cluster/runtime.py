@@ -16,7 +16,7 @@ import ray
 from alignment.cluster.leftovers import PREFIX, claim, remove_abandoned
 from alignment.cluster.process_identity import kill, processes_naming
 from alignment.config import ClusterConfig
-from alignment.errors import ClusterError
+from alignment.errors import AbsentClusterError, ClusterError
 
 RAY_LOGS = "ray"
 """Name, in the log folder, of the folder with every actor's output."""
@@ -96,7 +96,7 @@ def _connected_ray(address: str) -> Iterator[Path]:
             _require_listener(address)
             context = ray.init(address=address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray has a dozen ways to say that nobody answers
-            raise ClusterError(
+            raise AbsentClusterError(
                 f"`cluster.address` {address!r} does not answer: {error}; check that the cluster "
                 "is up and, if it asks for a token, RAY_AUTH_TOKEN_PATH; remove the setting to "
                 "start a private one"

@@ -93,7 +93,7 @@ class TrainableActor:
 
     def forward_backward(self, shard: Shard, loss: Loss, denominator: float) -> dict[str, float]:
         """Add this rank's part of the gradient; see `alignment.training.roles.Trainable`."""
-        pieces = microbatches(shard.batch, tokens=self.spec.training.tokens_per_microbatch)
+        pieces = microbatches(self._own, shard.batch, tokens=self._microbatch_tokens)
         weights = [shard.weight] * len(pieces)
         # ZeRO 2 and 3 communicate in every microbatch, so all ranks need equally many.
         padding = largest_over_ranks(len(pieces), self.device) - len(pieces)
@@ -267,7 +267,7 @@ class TrainableActor:
         """ZeRO 3 gathers weights in every forward pass: run as many as the busiest rank."""
         if self.spec.training.zero_stage < 3 or self.num_ranks == 1:
             return
-        own = len(microbatches(batch, tokens=tokens or self._microbatch_tokens))
+        own = len(microbatches(self._own, batch, tokens=tokens or self._microbatch_tokens))
         shortest = select_rows(batch, [int(batch.attention_mask.sum(1).argmin())])
         for _ in range(largest_over_ranks(own, self.device) - own):
             with torch.no_grad():

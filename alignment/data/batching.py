@@ -67,6 +67,28 @@ def plan_microbatches(
     return plan[::-1]
 
 
+def plan_packed(
+    lengths: Sequence[int],
+    *,
+    tokens_per_microbatch: int,
+    groups: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Cut rows without padding into as few microbatches within the budget as balance allows.
+
+    A row or group that alone exceeds the budget is a microbatch of its own. Every row occurs
+    exactly once; microbatches of equal size are as likely to fit as any.
+    """
+    if not lengths:
+        return []
+    budget = max(tokens_per_microbatch, *(unit.tokens for unit in _units(lengths, groups)))
+    count = max(1, -(-sum(lengths) // budget))
+    while True:
+        plan = plan_ranks(lengths, count, groups)
+        if all(sum(lengths[row] for row in rows) <= budget for rows in plan):
+            return [rows for rows in plan if rows]
+        count += 1
+
+
 def plan_ranks(
     lengths: Sequence[int], num_ranks: int, groups: Sequence[int] | None = None
 ) -> list[list[int]]:

@@ -18,6 +18,7 @@ from alignment.models.modules import (
     new_value_head,
     read_value_head,
 )
+from alignment.models.packing import pack_attention
 from alignment.role_specs import FrozenSpec, TrainableSpec
 
 
@@ -108,6 +109,7 @@ def load_trainable_module(spec: TrainableSpec) -> LanguageModel | ValueModel:
             gradient_checkpointing=spec.training.gradient_checkpointing,
             lora=spec.training.lora,
             heads=spec.heads,
+            keeps_heads=spec.heads > 1,
         ),
     }
     return load[spec.kind]()
@@ -158,6 +160,7 @@ def _from_folder(auto_class: Any, folder: Path) -> Any:
             f"model folder {folder} lacks {len(missing)} of the weights that its config.json asks "
             f"for, {missing[0]} first; copy the folder again, or correct config.json"
         )
+    pack_attention(model)
     return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
 
 

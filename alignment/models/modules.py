@@ -5,7 +5,8 @@ causal model's outputs (position t-1 speaks about token t) and the grid is made 
 `alignment.objectives.logprobs`, and nowhere else.
 
 Batches are right-padded, so under causal attention no real token ever sees padding: no
-attention mask is built, which keeps the fastest attention kernel.
+attention mask is built, which keeps the fastest attention kernel. On a CPU, padding is not even
+computed (`alignment.models.packing`).
 """
 
 import json
@@ -24,7 +25,8 @@ from alignment.models.lora import (
     published_weights,
     save_merged,
 )
-from alignment.objectives.logprobs import gather_before, scatter_to_grid, token_logprobs
+from alignment.models.packing import hidden_states
+from alignment.objectives.logprobs import positions_before, scatter_to_grid, token_logprobs
 from alignment.training.roles import LogprobOutputs, ValueOutputs
 
 VALUE_HEAD_WEIGHTS = "value_head.safetensors"
@@ -57,11 +59,18 @@ class LanguageModel(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.entropy_gradient = entropy_gradient
 
+    @property
+    def backbone(self) -> Any:
+        """The transformer without its head."""
+        return self.causal_lm.get_decoder()
+
     def forward(self, token_ids: Tensor, response_mask: Tensor) -> LogprobOutputs:
         """Log-probability and entropy of each response token, float32 [B, T], 0 elsewhere."""
-        hidden = self.causal_lm.get_decoder()(input_ids=token_ids, use_cache=False)[0]
+        rows, columns = positions_before(response_mask)
+        needed = last_position(response_mask)  # the last token predicts nothing
+        hidden = hidden_states(self.backbone, token_ids, needed)
         logprobs, entropy = token_logprobs(
-            gather_before(hidden, response_mask),
+            hidden.states[hidden.starts[rows] + columns],
             self.causal_lm.get_output_embeddings(),
             token_ids[response_mask],
             temperature=self.temperature,
@@ -118,12 +127,13 @@ class ValueModel(nn.Module):
         self, token_ids: Tensor, attention_mask: Tensor, response_mask: Tensor
     ) -> ValueOutputs:
         """Value before each response token [B, T] and score at the last token [B], float32."""
-        hidden = self.backbone(input_ids=token_ids, use_cache=False)[0]
-        raw = self.head(hidden).float()
+        lengths = attention_mask.sum(1)
+        hidden = hidden_states(self.backbone, token_ids, lengths)
+        raw = self.head(hidden.states).float()
         outputs = (raw - raw.new_tensor(self.mean)) * raw.new_tensor(self.scale)
-        before = gather_before(outputs.mean(-1), response_mask)
-        last = (attention_mask.sum(1) - 1)[:, None, None].expand(-1, 1, outputs.shape[2])
-        scores = outputs.gather(1, last).squeeze(1)
+        rows, columns = positions_before(response_mask)
+        before = outputs.mean(-1)[hidden.starts[rows] + columns]
+        scores = outputs[hidden.starts + lengths - 1]
         return ValueOutputs(
             new_values=scatter_to_grid(before, response_mask),
             scores=scores if scores.shape[1] > 1 else scores.squeeze(1),
@@ -135,6 +145,11 @@ class ValueModel(nn.Module):
         head = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         save_file(head, folder / VALUE_HEAD_WEIGHTS)
         write_normalisation(folder, mean=self.mean, scale=self.scale)
+
+
+def last_position(mask: Tensor) -> Tensor:
+    """Column of the last True of each row, 0 where there is none, int64 [B]."""
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
 
 
 def write_normalisation(folder: Path, *, mean: HeadNumbers, scale: HeadNumbers) -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from alignment.config import Precision
-from alignment.data.batching import plan_microbatches
+from alignment.data.batching import plan_microbatches, plan_packed
 from alignment.experience import BatchT, PreferenceBatch, TokenBatch, select_rows
 from alignment.models.modules import LanguageModel, ValueModel
+from alignment.models.packing import packs
 from alignment.training.roles import LogprobOutputs, Loss, ValueOutputs
 
 Module = LanguageModel | ValueModel
@@ -28,12 +29,13 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def microbatches(batch: BatchT, *, tokens: int) -> list[BatchT]:
-    """The batch cut into pieces of at most `tokens` padded tokens, groups kept whole."""
+def microbatches(module: torch.nn.Module, batch: BatchT, *, tokens: int) -> list[BatchT]:
+    """The batch cut into pieces of at most `tokens` tokens each, groups kept whole.
+
+    Padding counts as tokens, unless the module's rows are packed.
+    """
     groups = batch.group.tolist() if isinstance(batch, PreferenceBatch) else None
-    lengths = batch.attention_mask.sum(1).tolist()
-    plan = plan_microbatches(lengths, tokens_per_microbatch=tokens, groups=groups)
-    return [select_rows(batch, rows) for rows in plan]
+    return [select_rows(batch, rows) for rows in _plan(module, batch, tokens, groups)]
 
 
 def accumulate_gradients(
@@ -138,6 +140,14 @@ def _inner(module: torch.nn.Module) -> Module:
     return inner
 
 
+def _plan(
+    module: torch.nn.Module, batch: TokenBatch, tokens: int, groups: Sequence[int] | None = None
+) -> list[list[int]]:
+    lengths = batch.attention_mask.sum(1).tolist()
+    plan = plan_packed if packs(_inner(module).backbone) else plan_microbatches
+    return plan(lengths, tokens_per_microbatch=tokens, groups=groups)
+
+
 def _answers(
     module: torch.nn.Module,
     batch: TokenBatch,
@@ -145,8 +155,7 @@ def _answers(
     precision: Precision,
 ) -> Iterator[tuple[Tensor, LogprobOutputs | ValueOutputs]]:
     device = next(module.parameters()).device
-    lengths = batch.attention_mask.sum(1).tolist()
-    for rows in plan_microbatches(lengths, tokens_per_microbatch=tokens):
+    for rows in _plan(module, batch, tokens):
         with torch.no_grad(), arithmetic(precision, device):
             yield torch.tensor(rows), run(module, select_rows(batch, rows), device)
 

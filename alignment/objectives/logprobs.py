@@ -85,12 +85,15 @@ def token_logprobs(
 
     def chunk_outputs(chunk_hidden: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = project(chunk_hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if temperature != 1.0:  # the largest tensor there is: no pass over it for nothing
+            logits = logits / temperature
         distribution = F.log_softmax(logits, dim=-1)
         logprobs = distribution.gather(1, chunk_targets.unsqueeze(1)).squeeze(1)
-        with torch.set_grad_enabled(with_entropy_gradient and torch.is_grad_enabled()):
-            entropy = -(distribution.exp() * distribution).sum(-1)
-        return logprobs, entropy
+        if with_entropy_gradient and torch.is_grad_enabled():
+            return logprobs, -(distribution.exp() * distribution).sum(-1)
+        with torch.no_grad():
+            return logprobs, -distribution.exp().mul_(distribution).sum(-1)
 
     chunks = max(chunk_count(len(targets), chunk_tokens), min_chunks)
     recompute = torch.is_grad_enabled() and chunks > 1

@@ -10,7 +10,7 @@ from alignment.errors import AlignmentError
 from alignment.evaluation.result import EvaluationResult, read_evaluation
 from alignment.evaluation.samples import EvaluatedSample, read_samples
 from flows.metrics_log import read_metrics
-from flows.run_record import RunFile, read_run
+from flows.run_record import RunFile, read_run, stage_of
 from flows.summary import SUMMARY_NAME, Summary, read_summary
 
 EVALUATION_NAME = "evaluation.json"
@@ -61,8 +61,10 @@ def read_inputs(folder: Path) -> ReportInputs:
             gaps.append(f"{name} cannot be read: {without}. {error}")
             return None
 
+    last = _last_names(run)
     metrics = {
-        stage: read(f"metrics/{stage}.jsonl", read_metrics, f"no curves of {stage}") or []
+        stage: read(f"metrics/{last[stage]}.jsonl", read_metrics, f"no curves of {last[stage]}")
+        or []
         for stage in TRAINED_STAGES
     }
     return ReportInputs(
@@ -77,3 +79,8 @@ def read_inputs(folder: Path) -> ReportInputs:
         metrics=metrics,
         gaps=gaps,
     )
+
+
+def _last_names(run: RunFile) -> dict[str, str]:
+    """What each trained stage is called in the last round that came to it."""
+    return {stage: stage for stage in TRAINED_STAGES} | {stage_of(n): n for n in run.stages}

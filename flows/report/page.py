@@ -15,6 +15,7 @@ from flows.report.overview import notices, results_section, title
 from flows.report.pipeline_picture import pipeline_section
 from flows.report.provenance import provenance_section
 from flows.report.resources import resources_section
+from flows.report.rounds import rounds_section
 from flows.report.sample_texts import texts_section
 
 REPORT_NAME = "report.html"
@@ -24,6 +25,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 _SECTIONS = {
     "results": ("Results", results_section),
     "pipeline": ("Pipeline", pipeline_section),
+    "rounds": ("Rounds", rounds_section),
     "change": ("Before and after", outcome_section),
     "texts": ("Texts", texts_section),
     "judges": ("Judges", judges_section),

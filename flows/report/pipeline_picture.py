@@ -3,6 +3,7 @@
 from flows.progress import duration
 from flows.report.inputs import ReportInputs
 from flows.report.markup import Html, section, tag
+from flows.run_record import stage_of
 
 _STAGES = {
     "base_model": "base model",
@@ -31,6 +32,13 @@ def pipeline_section(inputs: ReportInputs) -> Html:
     )
 
 
+def _shown(name: str) -> str:
+    """A stage's title, with its round from the second on."""
+    stage = stage_of(name)
+    title = _STAGES.get(stage, stage)
+    return title if name == stage else f"{title}, round {name.removeprefix(f'{stage}-')}"
+
+
 def _card(stage: str, inputs: ReportInputs) -> Html:
     record = inputs.run.stages.get(stage)
     state = record.state if record else "not yet"
@@ -39,11 +47,11 @@ def _card(stage: str, inputs: ReportInputs) -> Html:
     if timing is not None and not timing.reused and state != "reused":
         seconds = timing.wall_s
     who = None
-    if stage == "preferences":
+    if stage_of(stage) == "preferences":
         who = "simulated panel ranks" if inputs.simulated else "people rank"
     return tag(
         "li",
-        tag("b", _STAGES.get(stage, stage)),
+        tag("b", _shown(stage)),
         tag("span", duration(seconds) if seconds is not None else "–", class_="time"),
         tag("span", state, class_=f"state {state.replace(' ', '-')}"),
         tag("small", who) if who else None,

@@ -1,6 +1,7 @@
-"""candidates: SFT policy and prompts to K responses a prompt, to be ranked."""
+"""candidates: the newest policy (and its parent) and prompts to K responses each, to be ranked."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from alignment.config import CandidatesConfig
@@ -17,42 +18,60 @@ STAGE, VERSION = "candidates", 1
 CANDIDATES = "candidates.parquet"
 
 
-def sample_candidates(run: RunContext, sft: Artifact, data: Artifact) -> Artifact:
-    """Sample responses from the SFT policy, and add probes."""
+def sample_candidates(run: RunContext, policies: Sequence[Artifact], data: Artifact) -> Artifact:
+    """Sample responses and add probes.
+
+    `policies` is the newest policy alone, or its parent and then itself: they share the
+    responses evenly, the newest takes the odd one.
+    """
     config = run.config.candidates
+    newest, parent = policies[-1], policies[-2] if len(policies) > 1 else None
 
     def work(workspace: StageWorkspace) -> StageResult:
         from alignment.data.tables import write_records
 
-        prompts = read_prompts(data, TRAIN_PROMPTS)[: config.prompts]
+        prompts = run.prompts_of_round(read_prompts(data, TRAIN_PROMPTS))[: config.prompts]
+        from_parents = config.responses_per_prompt // 2 if parent else 0
         spec = GeneratorSpec(
             name="generator",
-            model_folder=sft.path("model"),
+            model_folder=newest.path("model"),
             max_sequence_tokens=run.config.model.max_prompt_tokens + config.max_response_tokens,
             precision=run.config.cluster.generator_precision,
             resources=run.config.cluster.generator,
         )
         with run.engines.roles([spec]) as roles, run.clock.phase("model_work"):
-            responses = sample_responses(
+            sample = partial(
+                sample_responses,
                 roles["generator"],
                 prompts,
-                tokenizer_folder=sft.path("model"),
+                tokenizer_folder=newest.path("model"),
                 max_prompt_tokens=run.config.model.max_prompt_tokens,
-                samples=config.responses_per_prompt,
                 max_response_tokens=config.max_response_tokens,
                 temperature=config.temperature,
-                seed=workspace.request.seed,
                 progress=run.progress,
             )
-        sets = with_probes(prompts, responses, config, seed=workspace.request.seed)
+            seed = workspace.request.seed
+            responses = sample(samples=config.responses_per_prompt - from_parents, seed=seed)
+            if parent:
+                weights = run.engines.weights_of(parent.path("model"))
+                roles["generator"].load_weights(weights, version=1)
+                older = sample(samples=from_parents, seed=derive_seed(seed, "parent"))
+                responses = [
+                    [*own, *_of_parent(o)] for own, o in zip(responses, older, strict=True)
+                ]
+        sets = with_probes(prompts, responses, config, seed=seed)
         write_records(workspace.output(CANDIDATES), sets, CandidateSet)
         return StageResult(outputs=(CANDIDATES,), metrics=_figures(sets))
 
     request = run.request(
         STAGE,
         version=VERSION,
-        settings=config.model_dump(mode="json"),
-        inputs={"sft": sft.reference("model"), "prompts": data.reference(TRAIN_PROMPTS)},
+        settings={**config.model_dump(mode="json"), **run.round_settings()},
+        inputs={
+            "policy" if parent else "sft": newest.reference("model"),
+            **({"parent": parent.reference("model")} if parent else {}),
+            "prompts": data.reference(TRAIN_PROMPTS),
+        },
     )
     return run.stage(request, work)
 
@@ -84,6 +103,11 @@ def with_probes(
     return sets
 
 
+def _of_parent(responses: Sequence[Response]) -> list[Response]:
+    """Responses of the parent policy under ids of their own."""
+    return [_renamed(r, f"{r.id}/parent", "parent") for r in responses]
+
+
 def _cut_off(prompt: Prompt, response: Response, seed: int) -> Response:
     words = response.text.split()
     kept = 2 + derive_seed(seed, "cut", prompt.id) % 5
@@ -102,7 +126,7 @@ def _renamed(response: Response, new_id: str, origin: str) -> Response:
 
 
 def _figures(sets: Sequence[CandidateSet]) -> dict[str, Any]:
-    sampled = [r for s in sets for r in s.responses if r.origin == "policy"]
+    sampled = [r for s in sets for r in s.responses if not r.origin.startswith("probe")]
     finished = sum(r.finish_reason == "stop" for r in sampled)
     return {
         "prompts": len(sets),

@@ -189,8 +189,8 @@ def _responses(
 
 
 def _ranked_candidates(run: RunContext, candidates: Artifact | None) -> "list[ScoredCandidate]":
-    """The ranked round's candidates with gold, for gold's correlation with surface features."""
-    if candidates is None or run.config.preferences.source != "panel":
+    """The first round's candidates with gold, for gold's correlation with surface features."""
+    if candidates is None or run.config.preferences.source != "panel" or run.round > 1:
         return []
     from alignment.data.tables import read_records
     from alignment.evaluation.judging import gold_candidates

@@ -58,6 +58,7 @@ def _request(run: RunContext, inputs: _Inputs) -> StageRequest:
             **config.model_dump(mode="json", exclude={"checkpoint_every_steps", "exact"}),
             "generator_precision": run.config.cluster.generator_precision,
             **run.config.reward.result_settings(),
+            **run.round_settings(),
         },
         inputs={
             "sft": inputs.sft.reference("model"),
@@ -142,9 +143,12 @@ def _encoded_prompts(
     from alignment.data.chat import encode_prompt
 
     limit = run.config.model.max_prompt_tokens
+    prompts = read_prompts(data, name)
+    if name == TRAIN_PROMPTS:
+        prompts = run.prompts_of_round(prompts)
     return [
         (encode_prompt(tokenizer, prompt, max_prompt_tokens=limit), prompt)
-        for prompt in read_prompts(data, name)[:count]
+        for prompt in prompts[:count]
     ]
 
 

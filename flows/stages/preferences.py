@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignment.errors import StoreError
 from alignment.records import CandidateSet, PreferenceGroup, Ranking
 from flows.manifest import Artifact, InputReference
 from flows.run_context import RunContext, StageResult
 from flows.stages.candidates import CANDIDATES
 from flows.stages.data import PREFERENCES
-from flows.waiting import wait_for_rankings
+from flows.waiting import require_labels_resumed_with, wait_for_rankings
 from flows.workspace import StageWorkspace
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def collect_rankings(run: RunContext, candidates: Artifact) -> Artifact:
     with LabelStore.open(path) as labels:
         round_id = _publish(run, labels, candidates)
         digest = _frozen_digest(run, labels, round_id, path)
+        store = str(run.config.run.store)
+        require_labels_resumed_with(labels, round_id, digest, run.options.resumed_with, store=store)
 
         def work(workspace: StageWorkspace) -> StageResult:
             from alignment.data.tables import read_records, write_records
@@ -50,6 +53,7 @@ def collect_rankings(run: RunContext, candidates: Artifact) -> Artifact:
 
             sets = read_records(candidates.path(CANDIDATES), CandidateSet)
             rankings = labels.rankings(round_id)
+            _require_unchanged(round_id, rankings, digest, store)
             groups = consensus(sets, rankings)
             write_records(workspace.output(RANKINGS), rankings, Ranking)
             write_records(workspace.output(PREFERENCES), groups, PreferenceGroup)
@@ -64,7 +68,22 @@ def collect_rankings(run: RunContext, candidates: Artifact) -> Artifact:
                 "rankings": InputReference(digest=digest, source=f"round {round_id}"),
             },
         )
-        return run.stage(request, work)
+        artifact = run.stage(request, work)
+        run.stop_if_only(artifact)
+        return artifact
+
+
+def _require_unchanged(round_id: str, rankings: Sequence[Ranking], digest: str, store: str) -> None:
+    """Compare the rankings read now with the digest they were frozen under."""
+    from labeling_ui.export import rankings_digest
+
+    found = rankings_digest(round_id, rankings)
+    if found != digest:
+        raise StoreError(
+            f"round {round_id} in {store} was frozen as {digest[:16]}, but its rankings now have "
+            f"digest {found[:16]}: somebody changed the label database after the freeze. Put a "
+            "backup of it back, then start the run again"
+        )
 
 
 def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str:
@@ -78,7 +97,9 @@ def _publish(run: RunContext, labels: "LabelStore", candidates: Artifact) -> str
     status = labels.publish_round(
         read_records(candidates.path(CANDIDATES), CandidateSet),
         rankings_per_prompt=config.rankings_per_prompt,
-        name=run.record.name,
+        name=run.record.name
+        if run.config.rounds.count == 1
+        else f"{run.record.name}, round {run.round} of {run.config.rounds.count}",
         panel=panel,
     )
     return str(status.round_id)
@@ -105,6 +126,7 @@ def _frozen_digest(run: RunContext, labels: "LabelStore", round_id: str, path: P
             open_browser=run.options.open_browser,
             announce=run.progress.say,
             report=lambda done, wanted: run.progress.advance(done, wanted, "ranking"),
+            deadline_s=config.deadline_days * 24 * 3600,
         )
 
 

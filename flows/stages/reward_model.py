@@ -12,6 +12,7 @@ from alignment.role_specs import TrainableSpec
 from alignment.seeds import derive_seed
 from flows.manifest import Artifact
 from flows.run_context import RunContext, StageResult, copy_tokenizer
+from flows.run_record import name_in_round
 from flows.stages.data import PREFERENCES, read_groups
 from flows.workspace import StageWorkspace
 
@@ -19,14 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignment.experience import PreferenceBatch
+    from alignment.models.modules import HeadNumbers
     from alignment.training.roles import MetricSink
 
 STAGE, VERSION = "reward_model", 2
 FOLD_PAIRS = "fold_pairs.json"
 
 
-def train_reward_model(run: RunContext, sft: Artifact, preferences: Artifact) -> Artifact:
+def train_reward_model(
+    run: RunContext, start: Artifact, preferences: Sequence[Artifact]
+) -> Artifact:
     """Train on all comparisons, normalise the scores, and cross-validate where configured.
+
+    `start` is the SFT model, or the reward model of the round before, whose head goes on;
+    `preferences` has one artifact a round.
 
     Raises:
         NumericsError: the accuracy is below `reward_model.minimum_accuracy`; PPO would only
@@ -35,8 +42,8 @@ def train_reward_model(run: RunContext, sft: Artifact, preferences: Artifact) ->
     config = run.config.reward_model
 
     def work(workspace: StageWorkspace) -> StageResult:
-        groups = read_groups(preferences)
-        model_folder = sft.path("model")
+        groups = [group for artifact in preferences for group in read_groups(artifact)]
+        model_folder = start.path("model")
         seed = workspace.request.seed
         folds = _fold_scores(run, groups, model_folder, seed)
         folder = workspace.output("model")
@@ -72,8 +79,11 @@ def train_reward_model(run: RunContext, sft: Artifact, preferences: Artifact) ->
         version=VERSION,
         settings=config.model_dump(mode="json"),
         inputs={
-            "sft": sft.reference("model"),
-            "comparisons": preferences.reference(PREFERENCES),
+            start.stage: start.reference("model"),
+            **{
+                name_in_round("comparisons", number): artifact.reference(PREFERENCES)
+                for number, artifact in enumerate(preferences, start=1)
+            },
         },
     )
     return run.stage(request, work)
@@ -255,14 +265,26 @@ def baseline_of(
 
 
 def normalise(folder: Path, means: Sequence[float], spreads: Sequence[float]) -> None:
-    """Have the saved model answer with each head's scores less its mean, over its spread."""
-    from alignment.models.modules import write_normalisation
+    """Have the saved model answer with each head's scores less its mean, over its spread.
 
-    scales = [1.0 / spread for spread in spreads]
+    `means` and `spreads` are of scores that the model gave with the normalisation it already
+    has, which one that went on from an earlier reward model does.
+    """
+    from alignment.models.modules import read_value_head, write_normalisation
+
+    _, own_means, own_scales = read_value_head(folder)
+    old_means, old_scales = _for_each_head(own_means, means), _for_each_head(own_scales, means)
+    # ((raw - m) s - M) / S = (raw - (m + M / s)) s / S
+    shifts = [m + mean / s for m, s, mean in zip(old_means, old_scales, means, strict=True)]
+    scales = [s / spread for s, spread in zip(old_scales, spreads, strict=True)]
     if len(scales) == 1:
-        write_normalisation(folder, mean=means[0], scale=scales[0])
+        write_normalisation(folder, mean=shifts[0], scale=scales[0])
     else:
-        write_normalisation(folder, mean=list(means), scale=scales)
+        write_normalisation(folder, mean=shifts, scale=scales)
+
+
+def _for_each_head(numbers: "HeadNumbers", heads: Sequence[float]) -> Sequence[float]:
+    return [numbers] * len(heads) if isinstance(numbers, float | int) else numbers
 
 
 def mean_over_heads(scores: "Tensor") -> "Tensor":

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from alignment.data.batching import (
     minibatch_order,
     plan_microbatches,
+    plan_packed,
     plan_ranks,
     preference_batch,
     sft_batch,
@@ -32,6 +33,23 @@ def test_each_row_is_in_one_microbatch_within_the_budget(lengths, budget):
     assert sorted(r for m in plan for r in m) == list(range(len(lengths)))
     for microbatch in plan:
         assert len(microbatch) == 1 or padded_tokens(lengths, microbatch) <= budget
+
+
+@settings(deadline=None)
+@given(grouped_rows, st.integers(1, 300))
+def test_packed_rows_fill_the_budget_evenly(rows, budget):
+    lengths, groups = zip(*rows, strict=True)
+    plan = plan_packed(lengths, tokens_per_microbatch=budget, groups=groups)
+    assert sorted(r for m in plan for r in m) == list(range(len(lengths)))
+    largest = max(sum(n for n, g in rows if g == group) for group in groups)
+    assert all(sum(lengths[r] for r in m) <= max(budget, largest) for m in plan)
+    assert all(
+        {groups[r] for r in m}.isdisjoint(groups[r] for r in other)
+        for m in plan
+        for other in plan
+        if m is not other
+    )
+    assert plan_packed([], tokens_per_microbatch=budget) == []
 
 
 @settings(deadline=None)

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import pytest
 from marked_processes import MARK, wait_until_no_process_is_left
+from people_in_browser import CHROMIUM, rank_everything
 
 from flows.summary import read_summary
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 ROOT = Path(__file__).parents[2]
 TINY = (
     "model.source=tiny",
@@ -93,28 +91,6 @@ def makefile_command():
         check=True,
     ).stdout.split()
     return recipe[recipe.index("-m") :]
-
-
-def rank_everything(url, screenshots):
-    """Ranks by keyboard until the page says that all is done; returns cards ranked."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(url)
-        page.fill("input[name=name]", "Ada")
-        page.keyboard.press("Enter")
-        page.locator(".progress", has_text="1 of 6").wait_for()
-        page.screenshot(path=screenshots / "first_card.png")
-        for number in range(1, 7):
-            page.locator(".progress", has_text=f"{number} of 6").wait_for()
-            for rank in range(page.locator(".response").count()):
-                page.keyboard.press(str(rank + 1))
-            page.keyboard.press("Enter")
-        page.get_by_role("heading", name="All done, thank you").wait_for()
-        page.screenshot(path=screenshots / "all_done.png")
-        browser.close()
 
 
 def test_one_command_from_candidates_over_a_person_to_the_report(tmp_path):

@@ -3,6 +3,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from browser_for_tests import CHROMIUM, FLAGS
 from rounds_for_tests import Clock, make_candidates
 from sqlalchemy import create_engine, make_url, text
 
@@ -134,3 +135,55 @@ def new_label_store(database, tmp_path):
 
 TABLES_OF_LABELS = ("annotation", "assignment", "participation", "response", "task")
 TABLES_OF_LABELS += ("round_count", "round", "labeler")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def server(store, store_path):
+    from labeling_ui.server import start_server_process
+
+    started = start_server_process(store_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages that may reach nothing but their server; afterwards all is checked."""
+    contexts, foreign, errors, bodies = [], [], [], []
+
+    def open_page(url, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
+        contexts.append(context)
+
+        def guard(route):
+            if route.request.url.startswith(url):
+                route.continue_()
+            else:
+                foreign.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: "Security Policy" in said.text and errors.append(said.text))
+        page.on("response", lambda response: bodies.append(response))
+        page.goto(url)
+        return page
+
+    open_page.bodies = bodies
+    open_page.foreign = foreign
+    yield open_page
+    assert foreign == []
+    assert errors == []
+    for context in contexts:
+        context.close()

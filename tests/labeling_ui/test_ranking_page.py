@@ -1,110 +1,20 @@
 """The ranking page in a real browser: ranked by keyboard and by pointer, killed and restarted."""
 
-import shutil
+from browser_for_tests import (
+    needs_a_browser,
+    rank_by_keys,
+    sign_in,
+    texts,
+    wait_for_card,
+)
+from rounds_for_tests import make_candidates
 
-import pytest
-from rounds_for_tests import make_candidates, rank_everything
-
-from alignment.records import CandidateSet, Message, Prompt, Response
 from labeling_ui import guidelines
-from labeling_ui.accounts import invite
 from labeling_ui.judgement import Judgement
 from labeling_ui.opinions import read_opinions
 from labeling_ui.server import start_server_process
-from labeling_ui.store import LabelStore
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-HOSTILE = [
-    "<img src=x onerror='window.__xss=1'>",
-    "<script>window.__xss=1</script>",
-    "</p><svg onload=window.__xss=1>",
-    "<img src='http://pixel.example/p.gif'><form action='http://evil.example'><input></form>",
-    "[link](javascript:window.__xss=1) ${window.__xss=1} {{window.__xss=1}}",
-    "\u202ereversed\u0000",
-]
-
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def server(store, store_path):
-    started = start_server_process(store_path)
-    yield started
-    started.stop()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens pages that may reach nothing but their server; afterwards all is checked."""
-    contexts, foreign, errors, bodies = [], [], [], []
-
-    def open_page(url, **options):
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-        contexts.append(context)
-
-        def guard(route):
-            if route.request.url.startswith(url):
-                route.continue_()
-            else:
-                foreign.append(route.request.url)
-                route.abort()
-
-        context.route("**/*", guard)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("response", lambda response: bodies.append(response))
-        page.goto(url)
-        return page
-
-    open_page.bodies = bodies
-    yield open_page
-    assert foreign == []
-    assert errors == []
-    for context in contexts:
-        context.close()
-
-
-def sign_in(page, name):
-    page.fill("input[name=name]", name)
-    page.keyboard.press("Enter")
-
-
-def texts(page):
-    return page.locator(".response .text").all_inner_texts()
-
-
-def wait_for_card(page, progress):
-    page.locator(".progress", has_text=progress).wait_for()
-
-
-def rank_by_keys(page, rank_of):
-    """Gives each response, in display order, the rank of its text."""
-    shown = texts(page)
-    for text in shown:
-        page.keyboard.press(str(rank_of[text]))
-    return len(shown)
+pytestmark = needs_a_browser
 
 
 def test_a_round_from_sign_in_to_freeze(store, server, visit):
@@ -151,34 +61,6 @@ def rank_by_keys_from_first(page, shown, rank_of):
     for index, text in enumerate(shown):
         page.locator(".response").nth(index).focus()
         page.keyboard.press(str(rank_of[text]))
-
-
-def test_hostile_text_is_only_text_and_the_page_knows_no_origin(store, server, visit):
-    responses = tuple(
-        Response(id=f"secret-id-{k}", text=text, origin="secret-model")
-        for k, text in enumerate(HOSTILE)
-    )
-    prompt = Prompt(id="p", messages=(Message(role="user", content=HOSTILE[0]),))
-    round_id = store.publish_round(
-        [CandidateSet(prompt=prompt, responses=responses)], rankings_per_prompt=1
-    ).round_id
-    page = visit(server.url)
-    sign_in(page, "Ada")
-    wait_for_card(page, "1 of 1")
-    expected = [*HOSTILE[:-1], "[U+202E]reversed[U+0000]"]
-    assert sorted(texts(page)) == sorted(expected)
-    page.wait_for_timeout(300)
-    assert page.evaluate("window.__xss") is None
-    for tag in ("img", "script", "svg", "form[action*=evil]", "input"):
-        assert page.locator(f".page {tag}").count() == 0
-    everything = "".join(
-        body.text()
-        for body in visit.bodies
-        if "component_server" in body.url or body.url.endswith(("/config", "/rank/"))
-    )
-    assert "reversed" in everything
-    for secret in ("secret-id", "secret-model", round_id):
-        assert secret not in everything
 
 
 def test_skipping_and_a_phone(store, server, visit):
@@ -313,51 +195,6 @@ def test_two_responses_have_a_scale_and_the_page_speaks_chinese(store, server, v
     (opinion,) = read_opinions(store, round_id)
     assert (opinion.judgement.tiers, opinion.judgement.gaps) == ((0, 1), (3,))
     assert opinion.guideline_version == 1
-
-
-def serious(page):
-    """Serious and critical findings of axe-core on the page."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [
-        (v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
-    ]
-
-
-def test_a_lead_looks_on_and_freezes_and_nobody_else_can(store, server, visit, store_path):
-    round_id = store.publish_round(make_candidates(3), rankings_per_prompt=2, name="one").round_id
-    rank_everything(store, round_id, ["Bob", "Cem"])
-    with LabelStore.open(store_path) as by_the_clock:  # the server knows no other time
-        key = invite(by_the_clock, "boss", role="lead", actor="test")
-    page = visit(server.url, bypass_csp=True)
-    assert serious(page) == []
-    page.goto(f"{server.url}join?key={key}")
-    assert serious(page) == []
-    page.fill("input[name=password]", "correct horse")
-    page.keyboard.press("Enter")
-    page.get_by_text("Krippendorff's alpha").wait_for()
-    page.get_by_text("6 of 6").wait_for()
-    assert serious(page) == []
-    page.get_by_role("tab", name="Labelers").click()
-    page.locator("text=too little to tell >> visible=true").first.wait_for()
-    page.get_by_role("button", name="Freeze for good").click()
-    page.locator(".figures dd", has_text="frozen").wait_for()
-    page.get_by_role("tab", name="Audit log").click()
-    page.locator("text=/^freeze$/ >> visible=true").first.wait_for()
-    assert serious(page) == []
-    assert store.progress(round_id).frozen_digest is not None
-
-    other = visit(server.url, bypass_csp=True)
-    sign_in(other, "Ada")
-    other.get_by_role("heading", name="All done").wait_for()
-    assert other.request.get(f"{server.url}lead/config").status == 401
-    store.publish_round(make_candidates(2), rankings_per_prompt=1)
-    other.reload()
-    wait_for_card(other, "1 of 2")
-    assert serious(other) == []
-    other.set_viewport_size({"width": 390, "height": 844})
-    assert other.locator(".scroll").evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 def test_a_lost_sign_in_leads_back_to_signing_in(store, server, visit):

@@ -116,6 +116,7 @@ RECOUNT = """
 """
 
 
+@pytest.mark.engines
 def test_600_claims_of_24_labelers_with_lost_leases(store):
     """On either database; every ranking is sent twice, some after their lease ran out."""
     round_id = store.publish_round(make_candidates(200), rankings_per_prompt=3).round_id

@@ -202,7 +202,7 @@ function openSkip() {
 function openUnsafe(index) {
   if (view.busy || view.sent) return;
   const { label } = view.card.responses[index];
-  const choices = view.payload.categories.map((category) => [t(category), () => setUnsafe(index, category)]);
+  const choices = view.payload.categories.map((category) => [categoryWords(category), () => setUnsafe(index, category)]);
   if (view.unsafe[index]) choices.push([t("It is not unsafe"), () => setUnsafe(index, null)]);
   openDialog(t("Why is {label} unsafe?", { label }), "", choices);
 }

@@ -2,7 +2,8 @@
 
 function showCard(payload) {
   const { card, asked } = payload;
-  const draft = readDraft(card) ?? payload.draft;
+  syncDraft(); // of the card before
+  const draft = readDraft(payload) ?? payload.said;
   counts = { labeler: payload.labeler, done: payload.done, left: payload.left };
   view = {
     payload,
@@ -201,7 +202,7 @@ function update() {
     const unsafe = article.querySelector(".unsafe");
     const category = view.unsafe[index];
     unsafe.setAttribute("aria-pressed", String(Boolean(category)));
-    unsafe.textContent = category ? t("Unsafe: {category}", { category: t(category) }) : t("Unsafe");
+    unsafe.textContent = category ? t("Unsafe: {category}", { category: categoryWords(category) }) : t("Unsafe");
     unsafe.disabled = fixed;
   });
   const [above, below] = tierLists();

@@ -47,7 +47,7 @@ async function skip(reason) {
 }
 
 async function finish(mine, counted, skipped = false) {
-  keep("draft-" + mine.card.assignment_id, null);
+  dropDraft(mine.card.assignment_id);
   lastFinished = mine.card.assignment_id;
   const words = counted ? t("Saved") : t("Saved, kept aside: the round was complete or closed");
   setState("saved", words);
@@ -129,27 +129,24 @@ async function reopen(assignmentId) {
     if (answer.code === "signed_out") return signIn();
     return view && setState("problem", answer.message);
   }
-  const { card, judgements } = answer.data;
-  const payload = from?.payload ?? answer.data;
+  const { judgements } = answer.data;
   if (from && !from.revising) {
     saveDraft();
     aside = from.payload;
   }
-  keep("draft-" + card.assignment_id, null);
   const latest = judgements.at(-1);
   showCard({
-    ...payload,
-    card,
+    ...answer.data,
     done: counts.done,
     left: counts.left,
     revising: judgements.length,
-    draft: latest ? draftOf(latest) : undefined,
+    said: latest ? draftOf(latest) : undefined,
   });
 }
 
 function leaveEdit() {
   const back = aside;
-  keep("draft-" + view.card.assignment_id, null);
+  dropDraft(view.card.assignment_id, { tell: true });
   aside = null;
   view = null;
   if (back) showCard({ ...back, done: counts.done, left: counts.left });

@@ -93,23 +93,6 @@ function kept(key) {
   }
 }
 
-function saveDraft() {
-  if (!view) return;
-  const { ranks, grades, rejected, unsafe, scores, rationale, submissionId, sent, moves } = view;
-  const said = { ranks, grades, unsafe, scores, rationale, submissionId, sent, moves };
-  keep("draft-" + view.card.assignment_id, {
-    ...said,
-    rejected: [...rejected],
-    seconds: timer.seconds,
-    began: view.began,
-  });
-}
-
-function readDraft(card) {
-  const draft = kept("draft-" + card.assignment_id);
-  return draft?.ranks?.length === card.responses.length ? draft : null;
-}
-
 // Seconds with the page in front and a sign of life within the last minute.
 const timer = {
   seconds: 0,

@@ -121,6 +121,10 @@ function t(words, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
+function categoryWords(category) {
+  return t(category).replace("_", "-");
+}
+
 function switchLanguage() {
   language = language === "zh" ? "en" : "zh";
   keep("language", language);

@@ -1,0 +1,98 @@
+"""`alignflow doctor`: what it says where something is wrong, and where nothing is."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import doctor
+from flows.store import ArtifactStore
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "")  # so that what a look sets is undone
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def finding(store, name):
+    (found,) = (f for f in doctor.look_at_all(store) if f.name == name)
+    return found
+
+
+def test_command_lists_everything_and_mends_nothing_here(tmp_path):
+    environ = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "doctor", "--json"],
+        cwd=tmp_path,
+        env=environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {one["name"]: one["verdict"] for one in json.loads(done.stdout)}
+    assert found["Python"] == found["versions"] == found["disk"] == "good"
+    assert {"processors", "memory", "store", "services", "Prefect server"} <= set(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_server_that_is_away_is_bad(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert doctor.doctor(tmp_path, as_json=False) == 1
+    told = capsys.readouterr().out
+    assert "✗ Prefect server" in told
+    assert "http://127.0.0.1:9/api does not answer" in told
+    assert "1 of" in told
+
+
+def test_store_of_another_schema_is_bad(tmp_path, no_server):
+    ArtifactStore(tmp_path)
+    assert finding(tmp_path, "store").verdict == "good"
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"alignflow_store": 0}))
+    assert finding(tmp_path, "store").verdict == "bad"
+
+
+def test_taken_port_is_named_with_the_way_round_it(tmp_path, monkeypatch, no_server):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(doctor, "DEFAULT_PORTS", {"server": (port, "Prefect server")})
+        found = finding(tmp_path, "ports")
+    assert found.verdict == "warning"
+    assert f"{port} (Prefect server)" in found.found
+    assert "--server-port" in found.mend
+
+
+def test_services_whose_supervisor_died_are_bad(tmp_path, no_server):
+    home = tmp_path / "services"
+    home.mkdir()
+    gone = {"pid": 2**22 + 1, "started": 1, "numbering": "another boot"}
+    told = {"prefect_api": "http://127.0.0.1:9/api"}
+    record = {"supervisor": gone, "mark": "m", "ready": True, "services": {}, "told": told}
+    (home / "services.json").write_text(json.dumps(record))
+    found = finding(tmp_path, "services")
+    assert found.verdict == "bad"
+    assert "alignflow up" in found.mend
+
+
+def test_versions_beside_the_pinned_ones_are_named(tmp_path, monkeypatch, no_server):
+    installed = doctor._installed
+    others = {"ray": "2.1.0", "fastapi": "0.165.0"}
+    monkeypatch.setattr(doctor, "_installed", lambda name: others.get(name) or installed(name))
+    found = finding(tmp_path, "versions")
+    assert found.verdict == "bad"
+    assert "ray 2.1.0 (pinned: 2.60.0)" in found.found
+    assert "Prefect's server does not start" in found.found
+
+
+def test_variables_that_mislead_engines_are_named(tmp_path, monkeypatch, no_server):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "RAY_ADDRESS" in finding(tmp_path, "environment").found

