@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -183,6 +184,8 @@ def places(kind: str, folder: Path) -> Iterator[Callable[[], Path | str]]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the parts and prints a table; 1 if a goal was missed."""
     options = _parser().parse_args(arguments)
+    # Ended by `timeout` or an operator, it still stops its servers and clears up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {_cores()} cores, {platform.machine()}")
     missed = 0
     for kind in options.database or ["sqlite", "postgresql"]:
