@@ -1,4 +1,4 @@
-"""The README's commands exist and are accepted by the command line, its links lead somewhere."""
+"""The commands of the README and the guides exist and are accepted by the command line, its links lead somewhere."""
 
 import re
 import shlex
@@ -9,14 +9,20 @@ import pytest
 from flows.cli import command_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/results.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^alignflow .*$", README, flags=re.MULTILINE)
+COMMANDS = [
+    line.removesuffix(" &")
+    for page in PAGES
+    for line in re.findall(
+        r"^alignflow .*$", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_is_accepted(command: str) -> None:
-    command_parser().parse_args(shlex.split(command)[1:])
+    command_parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
 def test_readme_shows_commands() -> None:
