@@ -1,4 +1,4 @@
-"""The commands of the README and the guides exist and are accepted by the command line, its links lead somewhere."""
+"""The commands of README and guides are accepted by the command line, links lead somewhere."""
 
 import re
 import shlex
