@@ -10,6 +10,7 @@ from alignment.models.tiny import make_tiny_model
 torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may not run apart goes into one group, the longest groups first.
 

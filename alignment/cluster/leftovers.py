@@ -4,10 +4,12 @@ Each scratch folder says whose it is. One whose owner is dead is ours to remove,
 still runs from it; a folder without that file, or of another machine or user, is not touched.
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,12 +49,27 @@ def remove_abandoned(parent: Path) -> list[Path]:
         owner = _owner(scratch)
         if owner is None or not is_known_here(owner) or state_of(owner) not in (None, "Z"):
             continue
-        for process in [*_recorded(scratch), *processes_naming(scratch)]:
-            kill(process)
-        _keep_logs(scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
-        removed.append(scratch)
+        with _alone_in(scratch) as alone:
+            if alone:
+                for process in [*_recorded(scratch), *processes_naming(scratch)]:
+                    kill(process)
+                _keep_logs(scratch)
+                shutil.rmtree(scratch, ignore_errors=True)
+                removed.append(scratch)
     return removed
+
+
+@contextmanager
+def _alone_in(scratch: Path) -> Iterator[bool]:
+    """Whether no other starting process is removing the folder, or has removed it."""
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context((scratch / OWNER_FILE).open("rb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = (scratch / OWNER_FILE).is_file()
+        except (FileNotFoundError, BlockingIOError):
+            alone = False
+        yield alone
 
 
 def _owner(scratch: Path) -> ProcessIdentity | None:

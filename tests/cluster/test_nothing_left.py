@@ -1,5 +1,6 @@
 """However a driver ends, no process or scratch folder of its cluster stays."""
 
+import fcntl
 import json
 import os
 import signal
@@ -134,6 +135,21 @@ def test_a_stopped_process_of_a_dead_owner_is_ended(tmp_path: Path) -> None:
     finally:
         owner.kill()
         left.kill()
+
+
+def test_two_starts_at_once_do_not_remove_the_same_folder(tmp_path: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    dead = identity_of(owner.pid)
+    assert dead is not None
+    owner.kill()
+    owner.wait()
+    (tmp_path / "ray-dead").mkdir()
+    record = {"owner": asdict(dead), "logs": str(tmp_path / "logs")}
+    (tmp_path / "ray-dead" / OWNER_FILE).write_text(json.dumps(record))
+    with (tmp_path / "ray-dead" / OWNER_FILE).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert remove_abandoned(tmp_path) == []
+    assert remove_abandoned(tmp_path) == [tmp_path / "ray-dead"]
 
 
 def shared_memory_of(pids: set[int]) -> set[Path]:
