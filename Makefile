@@ -46,7 +46,7 @@ test-fast: install ## the tests that start no engine, within a minute
 	@$(PYTEST) -m "not engines and not slow" -n 2 --dist loadgroup -q
 
 test-slow: install ## the long tests
-	@$(PYTEST) -m slow --durations=10
+	@$(PYTEST) -m slow -n 2 --dist loadgroup --durations=15
 
 check: install ## format, lint and types, without changing anything
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy

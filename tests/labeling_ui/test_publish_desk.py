@@ -62,11 +62,12 @@ def test_a_round_with_checks(store, desk, visitor):
     assert "Published second: 12 rankings of 6 prompts, 3 checks beside them." in told
     again = desk.publish(visitor, *(FORM | {"gold_share": 0.2, "gold_round": settled}).values())
     assert "were a round already" in again
+    (second,) = (r.round_id for r in store.rounds() if r.round_id != settled)
     with store.read() as connection:
         kinds = dict(
             connection.execute(
                 select(schema.task.c.kind, func.count())
-                .where(schema.task.c.round_id == store.rounds()[0].round_id)
+                .where(schema.task.c.round_id == second)
                 .group_by(schema.task.c.kind)
             ).all()
         )
@@ -100,7 +101,7 @@ def test_files_that_cannot_be_ranked(store, desk, visitor, tmp_path):
         desk.publish(visitor, *FORM.values())
     path = tmp_path / "store" / "run" / "candidates.parquet"
     path.write_bytes(b"PAR1 torn")
-    assert "? prompts" in str(desk.sources(visitor)[1])
+    assert "? prompts" in str(desk.sources(visitor)[1].choices)
     with pytest.raises(AlignmentError, match=r"candidates\.parquet"):
         desk.publish(visitor, *FORM.values())
     assert store.rounds() == []
