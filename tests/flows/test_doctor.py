@@ -39,6 +39,7 @@ def command(folder, *options, **environ):
     )
 
 
+@pytest.mark.engines
 def test_command_lists_everything_and_changes_nothing_here(tmp_path):
     done = command(tmp_path, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,6 +49,7 @@ def test_command_lists_everything_and_changes_nothing_here(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.engines
 def test_server_that_is_away_is_bad(tmp_path):
     done = command(tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 1
@@ -74,16 +76,18 @@ def test_taken_port_is_named_with_the_way_round_it(tmp_path, monkeypatch, no_ser
     assert "--server-port" in found.mend
 
 
-def test_services_whose_supervisor_died_are_bad(tmp_path, no_server):
-    home = tmp_path / "services"
-    home.mkdir()
+@pytest.mark.engines
+def test_services_whose_supervisor_died_are_bad(tmp_path):
+    home = tmp_path / "store" / "services"
+    home.mkdir(parents=True)
     gone = {"pid": 2**22 + 1, "started": 1, "numbering": "another boot"}
     told = {"prefect_api": "http://127.0.0.1:9/api"}
     record = {"supervisor": gone, "mark": "m", "ready": True, "services": {}, "told": told}
     (home / "services.json").write_text(json.dumps(record))
-    found = finding(tmp_path, "services")
-    assert found.verdict == "bad"
-    assert "alignflow up" in found.mend
+    found = {one["name"]: one for one in json.loads(command(tmp_path, "--json").stdout)}
+    assert found["services"]["verdict"] == "bad"
+    assert "alignflow up" in found["services"]["mend"]
+    assert "http://127.0.0.1:9/api does not answer" in found["Prefect server"]["found"]
 
 
 def test_versions_beside_the_pinned_ones_are_named(tmp_path, monkeypatch, no_server):

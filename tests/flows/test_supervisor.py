@@ -64,6 +64,7 @@ def is_up(home, count):
     return bool(record and record["ready"]) and len(marked_processes(home.name)) == count
 
 
+@pytest.mark.engines
 def test_killed_service_is_started_again_and_all_is_ended(home):
     process = supervise(home)
     try:

@@ -6,6 +6,7 @@ Also what was acknowledged stays, on SQLite and PostgreSQL.
 import contextlib
 import itertools
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rounds_for_tests import make_candidates
@@ -100,6 +101,7 @@ class Play:
         assert len(counted) == status.rankings_done <= status.rankings_wanted
 
 
+@pytest.mark.engines
 def test_no_step_breaks_the_invariant(new_label_store):
     @settings(
         max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True

@@ -28,6 +28,7 @@ def work_a_day(store, clock, round_id):
             store.settings(round_id)
 
 
+@pytest.mark.engines
 def test_no_statement_reads_a_whole_table(store, clock):
     candidates = make_candidates(30)
     round_id = store.publish_round(

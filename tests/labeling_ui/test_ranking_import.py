@@ -91,6 +91,7 @@ def test_alphas_of_the_reference_cases_come_out_of_the_database(store, tmp_path,
             assert alpha[level].value == pytest.approx(published, abs=5e-4), case["name"]
 
 
+@pytest.mark.engines
 def test_votes_of_65_judges(store, data):
     """Expected values: the packages krippendorff 0.9.0 and statsmodels 0.15.0 on the file."""
     path = data / "annotators" / "mt_bench_human_votes_a.jsonl"

@@ -194,6 +194,7 @@ def test_processes_open_one_new_database_at_once(tmp_path):
     assert [p.wait(timeout=60) for p in processes] == [0] * 4
 
 
+@pytest.mark.engines
 def test_processes_claim_and_submit_everything_once(store, store_path):
     round_id = store.publish_round(make_candidates(15), rankings_per_prompt=2).round_id
     processes = [worker(store_path, round_id, f"labeler-{n}") for n in range(3)]
