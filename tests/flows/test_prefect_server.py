@@ -150,7 +150,8 @@ RESUME = """
     from uuid import UUID
     from prefect.flow_runs import resume_flow_run
 
-    resume_flow_run(UUID(sys.argv[1]))
+    answer = {"labels_digest": "0" * 64, "rankings": 2}
+    resume_flow_run(UUID(sys.argv[1]), run_input=answer)
 """
 
 
