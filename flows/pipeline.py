@@ -19,7 +19,8 @@ from flows.manifest import Artifact
 from flows.rounds import Round
 from flows.run_context import RunContext
 from flows.run_record import RunOptions, RunOutcome
-from flows.running import running, stage_task
+from flows.running import running
+from flows.stage_tasks import engine_task, stage_task
 from flows.stages import (
     base_model,
     candidates,
@@ -34,11 +35,11 @@ from flows.waiting import suspended_while_people_rank
 
 prepare_base_model = stage_task(base_model.prepare_base_model)
 prepare_data = stage_task(data.prepare_data)
-train_sft = stage_task(sft.train_sft)
-sample_candidates = stage_task(candidates.sample_candidates)
-train_reward_model = stage_task(reward_model.train_reward_model)
-train_policy = stage_task(ppo.train_policy)
-evaluate_policy = stage_task(evaluation.evaluate_policy)
+train_sft = engine_task(sft.train_sft)
+sample_candidates = engine_task(candidates.sample_candidates)
+train_reward_model = engine_task(reward_model.train_reward_model)
+train_policy = engine_task(ppo.train_policy)
+evaluate_policy = engine_task(evaluation.evaluate_policy)
 
 
 @flow(name="alignment_pipeline", validate_parameters=False, persist_result=False, log_prints=False)

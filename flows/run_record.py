@@ -59,6 +59,14 @@ class Dashboard(Protocol):
         """`step` of `total` of a stage are done."""
         ...
 
+    def said(self, text: str) -> None:
+        """A line that stays, which `write` gets as well."""
+        ...
+
+    def recorded(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of a step, as they go into the run's folder."""
+        ...
+
     def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
         """A stage is finished; called inside its task."""
         ...
