@@ -184,7 +184,12 @@ class RunRecord:
                 seconds=artifact.seconds,
             ),
         )
-        if reused and METRICS_OUTPUT in artifact.outputs:
+        if reused:
+            self.copy_metrics(artifact, name)
+
+    def copy_metrics(self, artifact: Artifact, name: str) -> None:
+        """Take a stage's metrics from its artifact, if it has them: another process wrote them."""
+        if METRICS_OUTPUT in artifact.outputs:
             made_folder(self.folder / "metrics")
             source = artifact.folder / OUTPUTS_FOLDER / METRICS_OUTPUT
             shutil.copyfile(source, self.metrics_path(name))

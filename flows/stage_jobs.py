@@ -68,6 +68,7 @@ def do_as_job(
             f"{run.store.where} as this machine sees it. Name a store that both sides see: a "
             "folder at the same path on both, or `run.shared_store`"
         )
+    run.record.copy_metrics(artifact, run.name(request.stage))
     return artifact
 
 
