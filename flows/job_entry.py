@@ -51,7 +51,8 @@ def _work(call: StageCall) -> None:
     from flows.run_record import RunOptions
     from flows.running import running
 
-    with running(config, RunOptions(dashboard=JobDashboard())) as run:
+    options = RunOptions(dashboard=JobDashboard(), part_of=config.run.runs.parent)
+    with running(config, options) as run:
         run = replace(run.in_round(call.round), expected_key=call.key)
         stage(run, *inputs_at_hand(run.store, call.inputs))
         tell(

@@ -80,7 +80,8 @@ class RunOptions:
     the command line as the user typed it, to be shown beside results. `only` names the one stage
     to do, those before it being in the store already. `resumed_with` holds, by round, the digest
     of the frozen rankings that a suspended run was resumed with. `dashboard` shows progress and
-    results in Prefect's pages.
+    results in Prefect's pages. `part_of` is the folder of the run for which this process does one
+    stage, as a Ray job: what the store keeps for a run is decided by that one.
     """
 
     serve_labels: bool = False
@@ -89,6 +90,7 @@ class RunOptions:
     only: str | None = None
     resumed_with: Mapping[str, str] = field(default_factory=dict)
     dashboard: Dashboard | None = None
+    part_of: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +262,8 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
             ),
         )
         try:
-            with ArtifactStore(config.run.store).used_by(folder):
+            noted = folder if options.part_of is None else None
+            with ArtifactStore(config.run.store).used_by(noted):
                 yield record
         except WaitingForPeople as waiting:
             record.end("waiting", str(waiting))

@@ -120,8 +120,8 @@ class ArtifactStore:
                 yield StageWorkspace(request, folder, run)
 
     @contextmanager
-    def used_by(self, run_folder: Path) -> Iterator[None]:
-        """Note where a run keeps its folder, and let nothing be cleaned away while it works.
+    def used_by(self, run_folder: Path | None) -> Iterator[None]:
+        """Note where a run keeps its folder, if any, and let nothing be cleaned away meanwhile.
 
         Raises:
             StoreError: the store is being cleaned.
@@ -131,12 +131,12 @@ class ArtifactStore:
             "again when that has ended"
         )
         with shared_lease(self.cleaning_lock, refusal):
-            digits = hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]
-            note = self.root / RUNS_FOLDER / f"{run_folder.name}-{digits}.json"
-            if not note.exists():
-                with disk_errors(note.parent):
-                    made_folder(note.parent)
-                    write_json(note, {"folder": str(run_folder), "host": socket.gethostname()})
+            if run_folder is not None:
+                digits = hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]
+                note = f"{RUNS_FOLDER}/{run_folder.name}-{digits}.json"
+                if not (self.root / note).exists():
+                    told = {"folder": str(run_folder), "host": socket.gethostname()}
+                    ArtifactStore.write_note(self, note, told)
             yield
 
     @property

@@ -90,6 +90,7 @@ def test_a_job_does_the_stage_and_puts_it_into_the_store(config, base):
     assert artifact is not None
     assert artifact.run == "asked"
     assert (config.run.runs / "asked" / "jobs" / "asked" / "run.json").exists()
+    assert len(list((config.run.store / "runs").iterdir())) == 1  # a job is no run of its own
 
 
 def test_a_job_refuses_another_key(config, base):
@@ -183,7 +184,10 @@ def test_any_other_error_names_the_job_and_shows_where():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"address": "192.0.2.1:6379"}, "`cluster.address` has no effect with `cluster.job_server`"),
+        (
+            {"address": "192.0.2.1:6379"},
+            "`cluster.address` has no effect with `cluster.job_server`",
+        ),
         ({"backend": "local"}, "`cluster.job_server` has no effect with"),
         ({"job_server": "192.0.2.1:8265"}, "accepted: http://host:port"),
         ({"job_server": "http://ada:secret@192.0.2.1:8265"}, "without user or password"),
