@@ -10,7 +10,7 @@ from typing import Literal
 from prefect import flow
 
 from alignment.config import PipelineConfig
-from flows.deployed_run import deployed_run, stop_jobs
+from flows.deployed_run import deployed_run
 
 StageName = Literal[
     "base_model",
@@ -24,13 +24,13 @@ StageName = Literal[
 ]
 
 
-@flow(name="align", on_cancellation=[stop_jobs], persist_result=False, log_prints=False)
+@flow(name="align", persist_result=False, log_prints=False)
 def align(config: PipelineConfig = PipelineConfig()) -> str:  # noqa: B008 - frozen, and the form's defaults
     """SFT, candidates, rankings, reward model, PPO and evaluation; waits suspended for people."""
     return deployed_run(config)
 
 
-@flow(name="align_stage", on_cancellation=[stop_jobs], persist_result=False, log_prints=False)
+@flow(name="align_stage", persist_result=False, log_prints=False)
 def align_stage(stage: StageName, config: PipelineConfig = PipelineConfig()) -> str:  # noqa: B008
     """One stage alone; the stages before it must be in the store with the same settings."""
     return deployed_run(config, only=stage)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -73,17 +72,6 @@ def deployed_run(config: PipelineConfig, *, only: str | None = None) -> str:
     )
     tried_again(lambda: pipeline.alignment_pipeline.fn(config, options), logger.warning)
     return str(config.run.runs.absolute() / config.run.name)
-
-
-def stop_jobs(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook of a cancelled run, called in the worker: its process may have died before it could."""
-    from flows.stage_jobs import stop_jobs_of
-
-    config = PipelineConfig.model_validate(flow_run.parameters.get("config") or {})
-    home = Path(os.environ.get("ALIGNFLOW_HOME", "")).absolute()
-    at_home = config.run.model_copy(update={"runs": home / config.run.runs})
-    for job_id in stop_jobs_of(config.model_copy(update={"run": at_home})):
-        print(f"stopped Ray job {job_id} of run {config.run.name}", flush=True)
 
 
 def on_this_machine(config: PipelineConfig) -> PipelineConfig:

@@ -28,7 +28,7 @@ from flows.stage_call import StageCall, function_name, inputs_as_json
 FREE_WITHIN_S = 30.0
 """How long a run that is stopped waits for its job to give everything back."""
 PATIENCE_S = 30.0
-"""How long the job server may be silent before the run gives up; the job itself goes on."""
+"""How long the job server may be silent, or not ready, before the run gives up; a job goes on."""
 _LOOK_S = 1.0
 _LINES_SHOWN = 20
 _RUN, _CODE = "alignflow_run", "alignflow_code"
@@ -72,13 +72,16 @@ def do_as_job(
     return artifact
 
 
-def stop_jobs_of(config: PipelineConfig) -> list[str]:
-    """Stop the jobs of a run whose own process is gone; gives their ids."""
-    if config.cluster.job_server is None:
-        return []
+def stop_jobs_of(config: PipelineConfig, *, before_s: float) -> list[str]:
+    """Stop the jobs that a run submitted before a moment (seconds since 1970); gives their ids."""
+    assert config.cluster.job_server is not None
     server = JobServer(config.cluster.job_server)
     mine = str(_folder(config))
-    found = [i for i, j in server.jobs().items() if j.metadata.get(_RUN) == mine and not j.ended]
+    found = [
+        job_id
+        for job_id, seen in server.jobs().items()
+        if seen.metadata.get(_RUN) == mine and not seen.ended and seen.started_s < before_s
+    ]
     for job_id in found:
         server.stop(job_id)
     return found
@@ -123,7 +126,17 @@ def _submit(run: RunContext, server: JobServer, job_id: str, call: StageCall) ->
     note = f"jobs/{job_id}.json"
     run.store.write_note(note, call.as_json())
     metadata = {_RUN: str(_folder(run.config)), _CODE: call.code}
-    if server.submit(job_id, _command(run.store.where, note), metadata=metadata):
+    command, began = _command(run.store.where, note), time.monotonic()
+    while True:
+        raise_if_interrupted()
+        try:
+            is_ours = server.submit(job_id, command, metadata=metadata)
+            break
+        except AbsentClusterError:
+            if time.monotonic() - began > PATIENCE_S:
+                raise
+            time.sleep(_LOOK_S)
+    if is_ours:
         run.progress.say(f"Ray job {job_id}: {server.url}/#/jobs/{job_id}")
 
 

@@ -26,12 +26,16 @@ _STATE_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSeen:
-    """A job as the cluster knows it. `driver` is Ray's own id of its process, once it connected."""
+    """A job as the cluster knows it.
+
+    `driver` is Ray's own id of its process, once that connected; `started_s` counts from 1970.
+    """
 
     state: JobState
     message: str
     metadata: Mapping[str, str]
     driver: str | None
+    started_s: float
 
     @property
     def ended(self) -> bool:
@@ -117,6 +121,10 @@ class JobServer:
             told = " ".join(str(error).split())
             if "status code 404" in told:
                 raise _NoSuchJobError(told) from error
+            if "status code 5" in told:  # e.g. no agent yet on any machine of a new cluster
+                raise AbsentClusterError(
+                    f"the job server {self.url} is up, but its cluster is not ready: {told}"
+                ) from error
             raise ClusterError(f"the job server {self.url} refuses: {told}") from error
 
 
@@ -220,4 +228,5 @@ def _seen(details: Any) -> JobSeen:
         message=details.message or "",
         metadata=details.metadata or {},
         driver=details.job_id,
+        started_s=(details.start_time or 0) / 1000,
     )

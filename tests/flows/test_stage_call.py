@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -68,9 +69,10 @@ def call_of(config, base, **changed):
 
 def job(config, call):
     """What the process of a job tells and its exit code; no Ray, as the stage needs none."""
-    open_store(config.run).write_note("jobs/one.json", call.as_json())
+    store = open_store(config.run)
+    store.write_note("jobs/one.json", call.as_json())
     done = subprocess.run(
-        [sys.executable, "-m", "flows.job_entry", str(config.run.store), "jobs/one.json"],
+        [sys.executable, "-m", "flows.job_entry", store.where, "jobs/one.json"],
         env=os.environ | {"RAY_ADDRESS": "192.0.2.1:1"},
         capture_output=True,
         text=True,
@@ -196,3 +198,47 @@ def test_any_other_error_names_the_job_and_shows_where():
 def test_settings_that_contradict_jobs_are_refused(settings, said):
     with pytest.raises(ValidationError, match=said):
         ClusterConfig(**{"job_server": "http://192.0.2.1:8265"} | settings)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on a real S3 server, found by the environment."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = ":".join(map(str, server.get_host_and_port()))
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://{address}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    files = fs.S3FileSystem(
+        endpoint_override=address, scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+    files.create_dir("bucket")
+    yield
+    server.stop()
+
+
+def test_with_s3_alone_the_job_works_on_a_store_of_its_own(config, base, bucket, tmp_path):
+    """What another machine of a cluster has: its own disk, and the shared store."""
+    shared = {"shared_store": "s3://bucket/store"}
+    config = config.model_copy(update={"run": config.run.model_copy(update=shared)})
+    store = open_store(config.run)
+    assert store.at_hand("base_model", base.key) == base  # this publishes it
+    here = config.run.store / "stages"
+    shutil.rmtree(here / "data", ignore_errors=True)
+    key = key_of_data(config, base)
+    away = {"store": tmp_path / "store", "runs": tmp_path / "runs"}
+    away_config = config.model_copy(update={"run": config.run.model_copy(update=away)})
+    events, code = job(config, call_of(away_config, base, key=key))
+    assert code == 0, events
+    assert (tmp_path / "store" / "stages" / "base_model" / base.key[:16]).exists()
+    assert not (here / "data").exists()
+    artifact = store.at_hand("data", key)
+    assert artifact is not None
+    assert artifact.folder.is_relative_to(here)

@@ -1,6 +1,7 @@
 """Stages as Ray jobs on the services of `alignflow up`: same results, killed, stopped, refused."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from marked_processes import wait_until
+from prefect.states import Cancelled
 from services_of_a_test import Services
 
 from flows.manifest import read_manifest
@@ -130,13 +132,10 @@ def wait_until_everything_is_free(services):
     return time.monotonic() - began
 
 
-LONG = ("ppo.steps=500",)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_stops_its_job(services, as_jobs, number):
     name = f"stopped-{int(number)}"
-    process = start(services, name, f"run.seed={int(number)}", *LONG, "sft.epochs=1")
+    process = start(services, name, f"ppo.steps={500 + number}")
     try:
         wait_until(lambda: works_on_ppo(services, name), 300)
         assert services.processors_in_use() > 0
@@ -150,13 +149,19 @@ def test_a_stopped_command_stops_its_job(services, as_jobs, number):
         process.kill()
 
 
-def test_a_cancelled_flow_run_stops_its_job(services, as_jobs):
+def submit(services, name, steps):
+    """A run of the deployment, once its PPO is at work in a job; gives its id."""
     done = services.alignflow(
-        *("submit", "tiny", "--set=run.name=cancelled", SMALL, "--set=ppo.steps=501"),
+        *("submit", "tiny", f"--set=run.name={name}", SMALL, f"--set=ppo.steps={steps}"),
         f"--set=cluster.job_server={services.told('ray_dashboard')}",
     )
-    run_id = UUID(re.search(r"[0-9a-f-]{36}", done.stdout)[0])
-    wait_until(lambda: works_on_ppo(services, "cancelled"), 240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_until(lambda: works_on_ppo(services, name), 240)
+    return UUID(re.search(r"[0-9a-f-]{36}", done.stdout)[0])
+
+
+def test_a_cancelled_flow_run_stops_its_job(services, as_jobs):
+    run_id = submit(services, "cancelled", 501)
     done = services.prefect("flow-run", "cancel", str(run_id))
     assert done.returncode == 0, done.stdout + done.stderr
     assert wait_until_everything_is_free(services) < FREE_WITHIN_S
@@ -165,19 +170,29 @@ def test_a_cancelled_flow_run_stops_its_job(services, as_jobs):
     assert "RUNNING" not in jobs(services).values()
 
 
+def test_a_run_cancelled_without_a_process_has_its_job_stopped(services, as_jobs):
+    run_id = submit(services, "orphan", 502)
+    (process,) = services.flow_processes()
+    os.kill(process, signal.SIGKILL)
+    services.wait_for_state(run_id, "Crashed", timeout_s=60)
+    services.ask(lambda client: client.set_flow_run_state(run_id, Cancelled(), force=True))
+    assert services.job_processes()
+    assert wait_until_everything_is_free(services) < FREE_WITHIN_S
+    assert services.log("reconciler").count('"action": "job stopped"') == 1
+
+
 def test_the_stages_own_error_reaches_the_operator(services, as_jobs):
-    code, output = finished(start(services, "too-few", "cluster.policy.gpus_per_rank=1"))
-    assert code == 0, output  # every stage is in the store: nothing asks for the GPU
-    settings = ("cluster.policy.gpus_per_rank=1", "sft.epochs=2")
+    settings = ("cluster.policy.gpus_per_rank=1", "ppo.steps=3")
     code, output = finished(start(services, "too-few", *settings))
     assert code == 1
-    assert "alignflow: " in output
-    assert re.search(r"GPU", output.partition("alignflow: ")[2]), output
+    said = output.partition("alignflow: ")[2]
+    assert "GPU" in said, output
     assert "Traceback" not in output
+    print(said)
 
 
 def test_a_job_server_that_is_away_is_named(services):
-    process = start(services, "away", "cluster.job_server=http://127.0.0.1:1", "sft.epochs=3")
+    process = start(services, "away", "cluster.job_server=http://127.0.0.1:1", "ppo.steps=3")
     code, output = finished(process, 120)
     assert code == 1
     assert "job server http://127.0.0.1:1 (`cluster.job_server`) does not answer" in output
@@ -188,7 +203,7 @@ def test_a_wrong_token_is_named(services, tmp_path):
     services_token = services.ray_token
     services.ray_token = lambda: services_token() | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     try:
-        code, output = finished(start(services, "token", "sft.epochs=3"), 120)
+        code, output = finished(start(services, "token", "ppo.steps=3"), 120)
     finally:
         services.ray_token = services_token
     assert code == 1
