@@ -5,10 +5,12 @@ ours, and is never given twice by one cluster; it is forgotten when the cluster'
 """
 
 import asyncio
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +22,7 @@ from alignment.errors import AbsentClusterError, ClusterError
 
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
 AnswerT = TypeVar("AnswerT")
+_OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _RECONNECT_S = 1.0
 _STATE_TIMEOUT_S = 10
 
@@ -104,7 +107,8 @@ class JobServer:
 
     def _ask(self, question: Callable[[], AnswerT]) -> AnswerT:
         try:
-            return question()
+            with _given_address():
+                return question()
         except AuthenticationError as error:
             raise ClusterError(
                 f"the job server {self.url} (`cluster.job_server`) asks for a token: set "
@@ -213,6 +217,16 @@ def wait_until_free(server: JobServer, job_id: str, *, timeout_s: float) -> list
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.3)
+
+
+@contextmanager
+def _given_address() -> Iterator[None]:
+    """Ray prefers these variables to the address it is given."""
+    taken = {name: os.environ.pop(name) for name in _OVERRIDES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _if_there(question: Callable[[], AnswerT]) -> AnswerT | None:
