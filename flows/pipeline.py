@@ -6,7 +6,8 @@
 
 Each stage is looked up in the store before any engine starts, and done or resumed only if it is
 not there. Artifacts are small references; weights and tables stay in the store. Needs no Prefect
-server; where one is named by PREFECT_API_URL, the same flow shows there.
+server; where one is named by PREFECT_API_URL, the same flow shows there. Stages with engines are
+done in this process or, where `cluster.job_server` is set, as Ray jobs.
 """
 
 from collections.abc import Sequence
