@@ -95,19 +95,31 @@ def test_a_job_does_the_stage_and_puts_it_into_the_store(config, base):
     assert len(list((config.run.store / "runs").iterdir())) == 1  # a job is no run of its own
 
 
-def test_a_job_refuses_another_key(config, base):
-    events, code = job(config, call_of(config, base, key="1" * 64))
-    assert code == 1
-    assert events[-1]["error"] == "ClusterError"
-    assert "1111111111111111 where it was asked for" in events[-1]["message"]
+def test_another_key_is_refused_before_any_work(config, base):
+    with (
+        running(config, RunOptions()) as run,
+        pytest.raises(
+            ClusterError, match=r"data has key \w+ here and 1{16} where it was asked for"
+        ),
+    ):
+        data.prepare_data(replace(run, expected_key="1" * 64), base)
 
 
-def test_a_job_refuses_other_code(config, base):
-    events, code = job(config, call_of(config, base, code="ab" * 32))
-    assert code == 1
-    assert events[-1]["error"] == "ClusterError"
-    assert "other code of alignflow (abababababab)" in events[-1]["message"]
-    assert "to one commit" in events[-1]["message"]
+def test_other_code_is_refused_before_any_work(config, base):
+    open_store(config.run).write_note(
+        "jobs/other.json", call_of(config, base, code="ab" * 32).as_json()
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.job_entry", str(config.run.store), "jobs/other.json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    event = read_event(done.stdout.splitlines()[-1])
+    assert (event["kind"], event["error"]) == ("failed", "ClusterError")
+    assert "has other code of alignflow (abababababab)" in event["message"]
+    assert "to one commit" in event["message"]
 
 
 def test_a_store_that_the_cluster_does_not_see_is_named(tmp_path):
