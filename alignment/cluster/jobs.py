@@ -127,9 +127,9 @@ class JobServer:
                 raise _NoSuchJobError(told) from error
             if "status code 5" in told:  # e.g. no agent yet on any machine of a new cluster
                 raise AbsentClusterError(
-                    f"the job server {self.url} is up, but its cluster is not ready: {told} If that "
-                    "stays so, another Ray on the head's machine may have taken the port of its "
-                    "agent: start the head with --dashboard-agent-listen-port 0"
+                    f"the job server {self.url} is up, but its cluster is not ready: {told} If "
+                    "that stays so, another Ray on the head's machine may have taken the port of "
+                    "its agent: start the head with --dashboard-agent-listen-port 0"
                 ) from error
             raise ClusterError(f"the job server {self.url} refuses: {told}") from error
 

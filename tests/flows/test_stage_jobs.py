@@ -4,10 +4,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import ExitStack, contextmanager, suppress
 from uuid import UUID
 
 import pytest
@@ -27,8 +29,17 @@ FREE_WITHIN_S = 30.0
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory):
-    with Services(tmp_path_factory.mktemp("services")) as running:
+    with beside_another_ray(), Services(tmp_path_factory.mktemp("services")) as running:
         yield running
+
+
+@contextmanager
+def beside_another_ray():
+    """Somebody holds the port that Ray's agents take by default, without which no job begins."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # then there is another Ray
+            stack.enter_context(socket.create_server(("", 52365)))
+        yield
 
 
 def jobs(services):
