@@ -34,6 +34,7 @@ from alignment.settings import Precision as Precision
 from alignment.settings import Settings as Settings
 from alignment.settings import TrainingConfig as TrainingConfig
 
+_JOB_SERVER = re.compile(r"https?://[^/@\s?#]+(:\d+)?/?")
 _S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()-]+)*/?")
 
 
@@ -249,6 +250,9 @@ class ClusterConfig(Settings):
     """`local` keeps every role in this process, for debugging; no Ray, DeepSpeed or vLLM."""
     address: str | None = None
     """An existing Ray cluster; absent: a private one for this run."""
+    job_server: str | None = None
+    """`http://host:8265`, the dashboard of an existing Ray cluster: stages with engines are done
+    there, each as a Ray job; absent: in the run's own process."""
     store_is_shared: bool = False
     """Every machine of the cluster sees `run.store` and `run.runs` at the same path. A cluster of
     several machines is refused without: roles there read models and write checkpoints in them."""
@@ -270,6 +274,27 @@ class ClusterConfig(Settings):
     """Share of each GPU's memory that a rollout engine takes."""
     start_timeout_s: Positive = 300.0
     call_timeout_s: Positive = 1800.0
+
+    @model_validator(mode="after")
+    def _jobs_run_on_a_cluster(self) -> "ClusterConfig":
+        if self.job_server is None:
+            return self
+        if not _JOB_SERVER.fullmatch(self.job_server):
+            raise ValueError(
+                f"`cluster.job_server` is {self.job_server!r}; accepted: http://host:port of the "
+                "Ray dashboard, without user or password (a token comes from RAY_AUTH_TOKEN_PATH)"
+            )
+        if self.backend == "local":
+            raise ValueError(
+                '`cluster.job_server` has no effect with `cluster.backend = "local"`, which keeps '
+                "every role in this process: remove one of the two"
+            )
+        if self.address is not None:
+            raise ValueError(
+                "`cluster.address` has no effect with `cluster.job_server`, as each job works on "
+                "the cluster that it was submitted to: remove one of the two"
+            )
+        return self
 
 
 class PipelineConfig(Settings):

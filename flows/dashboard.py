@@ -63,6 +63,12 @@ class PrefectDashboard:
         told += [f"{name} {value:.4g}" for name, value in figures.items()]
         self._shown(stage, 100.0 * step / total if total else 100.0, ", ".join(told))
 
+    def said(self, text: str) -> None:
+        """Nothing: `write` has logged it."""
+
+    def recorded(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing: a stage's report shows its metrics."""
+
     def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
         """Put the stage's report on its task."""
         try:

@@ -77,7 +77,8 @@ def deployed_run(config: PipelineConfig, *, only: str | None = None) -> str:
 def on_this_machine(config: PipelineConfig) -> PipelineConfig:
     """The settings with the Ray head of this machine's services, where they name none."""
     address = os.environ.get(RAY_ADDRESS_VARIABLE)
-    if address is None or config.cluster.address is not None or config.cluster.backend != "ray":
+    named = config.cluster.address or config.cluster.job_server
+    if address is None or named is not None or config.cluster.backend != "ray":
         return config
     cluster = config.cluster.model_copy(update={"address": address})
     return config.model_copy(update={"cluster": cluster})

@@ -1,7 +1,7 @@
 """How much memory a run took: the rise of the system's use, and each role's own share."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +77,13 @@ class MemorySampler:
         with self._lock:
             self._watched[name] = pid
             self._peak_pss[name] = max(self._peak_pss.get(name, 0), size)
+
+    def add_peaks(self, peak_pss_gib: Mapping[str, float]) -> None:
+        """Take over what another process has seen of the processes it watched."""
+        with self._lock:
+            for name, gib in peak_pss_gib.items():
+                kib = round(gib * _KIB_PER_GIB)
+                self._peak_pss[name] = max(self._peak_pss.get(name, 0), kib)
 
     def report(self) -> MemoryReport:
         """What was seen so far."""

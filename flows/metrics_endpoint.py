@@ -10,7 +10,7 @@ from prometheus_client import Counter as Total
 from flows.metrics_log import read_metrics
 from flows.reconcile import Seen
 
-_ACTIONS = ("resumed", "restarted", "given up", "marked crashed", "rescheduled")
+_ACTIONS = ("resumed", "restarted", "given up", "marked crashed", "rescheduled", "job stopped")
 _STATES = ("Running", "Pending", "Suspended", "Crashed", "Cancelling")
 
 

@@ -6,7 +6,8 @@
 
 Each stage is looked up in the store before any engine starts, and done or resumed only if it is
 not there. Artifacts are small references; weights and tables stay in the store. Needs no Prefect
-server; where one is named by PREFECT_API_URL, the same flow shows there.
+server; where one is named by PREFECT_API_URL, the same flow shows there. Stages with engines are
+done in this process or, where `cluster.job_server` is set, as Ray jobs.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from flows.manifest import Artifact
 from flows.rounds import Round
 from flows.run_context import RunContext
 from flows.run_record import RunOptions, RunOutcome
-from flows.running import running, stage_task
+from flows.running import running
+from flows.stage_tasks import engine_task, stage_task
 from flows.stages import (
     base_model,
     candidates,
@@ -34,11 +36,11 @@ from flows.waiting import suspended_while_people_rank
 
 prepare_base_model = stage_task(base_model.prepare_base_model)
 prepare_data = stage_task(data.prepare_data)
-train_sft = stage_task(sft.train_sft)
-sample_candidates = stage_task(candidates.sample_candidates)
-train_reward_model = stage_task(reward_model.train_reward_model)
-train_policy = stage_task(ppo.train_policy)
-evaluate_policy = stage_task(evaluation.evaluate_policy)
+train_sft = engine_task(sft.train_sft)
+sample_candidates = engine_task(candidates.sample_candidates)
+train_reward_model = engine_task(reward_model.train_reward_model)
+train_policy = engine_task(ppo.train_policy)
+evaluate_policy = engine_task(evaluation.evaluate_policy)
 
 
 @flow(name="alignment_pipeline", validate_parameters=False, persist_result=False, log_prints=False)

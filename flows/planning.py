@@ -106,7 +106,8 @@ def refuse_what_cannot_fit(config: PipelineConfig, machines: Machines | None = N
         ClusterError: names role, need, memory and what to change.
         ModelError: the model folder's config.json or weights cannot be used.
     """
-    if config.cluster.address is not None or config.cluster.backend == "local":
+    elsewhere = config.cluster.address or config.cluster.job_server
+    if elsewhere is not None or config.cluster.backend == "local":
         return []
     shape = shape_of_source(config.model.source)
     if shape is None:

@@ -78,9 +78,11 @@ class Progress:
         interval_s: float = _PLAIN_INTERVAL_S,
         now: Callable[[], float] = time.monotonic,
         observe: Observe = lambda stage, step, total, unit, figures: None,
+        announce: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.console = console or Console(highlight=False)
         self._observe = observe
+        self._announce = announce
         self._interval_s = interval_s
         self._now = now
         self._lines: list[StageLine] = []
@@ -158,6 +160,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
+        self._announce(text)
         self.console.print(escape(text), soft_wrap=True)
 
     def _print(self, line: StageLine) -> None:

@@ -8,11 +8,12 @@ away, and doing the same twice does no harm. `alignflow resume` calls the same f
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,8 +24,10 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.states import Crashed, Scheduled
+from pydantic import ValidationError
 
 from alignment.cluster.process_identity import ProcessIdentity, is_known_here, state_of
+from alignment.config import PipelineConfig
 from alignment.errors import AlignmentError, LabelError, ServerError, StoreError
 from flows.deployed_run import PROCESS_KEY
 from flows.prefect_api import FLOWS, require_server_named, server_errors
@@ -39,6 +42,8 @@ PENDING_S = 180.0
 """A run that a worker took and has not begun after this time lost its worker."""
 SILENT_S = 180.0
 """A run that began and has not said after this time which process works on it lost that one."""
+CANCELLED_S = 600.0
+"""How long after a run was cancelled its Ray jobs are looked for."""
 SETTLED_S = 5.0
 """Both the runner and the worker report a death, a moment apart: a run restarted in between would
 be marked Crashed once more."""
@@ -55,7 +60,8 @@ class Seen:
     """The run's name in its settings."""
     state: str
     action: str = "none"
-    """`resumed`, `restarted`, `given up`, `marked crashed`, `rescheduled`, `waiting` or `none`."""
+    """`resumed`, `restarted`, `given up`, `marked crashed`, `rescheduled`, `job stopped`,
+    `waiting` or `none`."""
     detail: str = ""
     round_id: str = ""
     rankings_done: int = 0
@@ -95,7 +101,7 @@ def look(
         except AlignmentError as error:
             logger.warning("%s: %s", run_name(flow_run), error)
             seen.append(_seen(flow_run, detail=str(error)))
-    return seen
+    return [*seen, *_stop_left_jobs(client)]
 
 
 def _settle(
@@ -189,6 +195,34 @@ def _mark_crashed_if_dead(
     return _seen(flow_run, action="marked crashed", detail=gone)
 
 
+def _stop_left_jobs(client: SyncPrefectClient) -> list[Seen]:
+    """Stop Ray jobs of runs that were cancelled when no process of theirs was left to do it."""
+    stopped = []
+    lately = (datetime.now(UTC) - timedelta(seconds=CANCELLED_S)).isoformat()
+    which = {
+        "state": {"type": {"any_": [StateType.CANCELLED.value]}},
+        "end_time": {"after_": lately},
+    }
+    for flow_run in _read_runs(client, which):
+        try:
+            config = PipelineConfig.model_validate(flow_run.parameters.get("config") or {})
+            for job_id in _stopped_jobs(config, before_s=flow_run.state.timestamp.timestamp()):
+                stopped.append(_seen(flow_run, action="job stopped", detail=job_id))
+        except (AlignmentError, ValidationError) as error:
+            logger.warning("%s: %s", run_name(flow_run), error)
+    return stopped
+
+
+def _stopped_jobs(config: PipelineConfig, *, before_s: float) -> list[str]:
+    if config.cluster.job_server is None:
+        return []
+    from flows.stage_jobs import stop_jobs_of
+
+    home = Path(os.environ.get("ALIGNFLOW_HOME", "")).absolute()
+    at_home = config.run.model_copy(update={"runs": home / config.run.runs})
+    return stop_jobs_of(config.model_copy(update={"run": at_home}), before_s=before_s)
+
+
 def _why_gone(client: SyncPrefectClient, flow_run: Any) -> str | None:
     """Why nobody works on a run that is said to run; None if somebody does or may do."""
     note = _process_note(client, flow_run)
@@ -267,13 +301,15 @@ def _show_progress(client: SyncPrefectClient, wait: Wait, status: OpenRound) -> 
 
 
 def _watched_runs(client: SyncPrefectClient) -> Sequence[Any]:
+    return _read_runs(client, {"state": {"type": {"any_": [kind.value for kind in _WATCHED]}}})
+
+
+def _read_runs(client: SyncPrefectClient, which: dict[str, Any]) -> Sequence[Any]:
     found: list[Any] = []
     while True:
         page = client.read_flow_runs(
             flow_filter=FlowFilter.model_validate({"name": {"any_": list(FLOWS)}}),
-            flow_run_filter=FlowRunFilter.model_validate(
-                {"state": {"type": {"any_": [kind.value for kind in _WATCHED]}}}
-            ),
+            flow_run_filter=FlowRunFilter.model_validate(which),
             limit=_PAGE,
             offset=len(found),
         )

@@ -3,6 +3,7 @@
     <url>/schema.json                                   version of this layout
     <url>/objects/<first two digits>/<sha256>           files, by content
     <url>/stages/<stage>/<key>/manifest.json            put last: with it, the stage is there
+    <url>/jobs/<submission id>.json                     what a Ray job is asked to do
 
 A file is named by its content, so two writers never overwrite each other's, and what a broken
 upload left is nobody's: without a manifest nothing refers to it. S3 puts an object whole or not
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,16 @@ class RemoteStore:
                 shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return artifact
+
+    def write_note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Put a small record there, e.g. what a Ray job is asked to do."""
+        with self._told(f"writing {name}"):
+            self._write(f"{self._root}/{name}", json.dumps(content, ensure_ascii=False).encode())
+
+    def read_note(self, name: str) -> bytes | None:
+        """A small record that `write_note` has put there; None if there is none."""
+        with self._told(f"reading {name}"):
+            return self._read(f"{self._root}/{name}")
 
     def _open_schema(self, bucket: str) -> None:
         from pyarrow import fs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignment.config import PipelineConfig
-from alignment.errors import StoreError
+from alignment.errors import ClusterError, StoreError
 from alignment.seeds import derive_seed
 from flows.engines import Engines
 from flows.loggers import Loggers
@@ -41,6 +41,8 @@ class RunContext:
     """One invocation of a run: its settings, and the places and tools its stages use.
 
     `round` is the round at hand, from 1: it names a stage in the run, and has its own seeds.
+    `elsewhere` does the stage at hand on a cluster; None: it is done in this process.
+    `expected_key` is the key that whoever asked for one stage alone has found.
     """
 
     config: PipelineConfig
@@ -54,6 +56,8 @@ class RunContext:
     loggers: Loggers
     reused: list[str] = field(default_factory=list)
     round: int = 1
+    elsewhere: Callable[[StageRequest], Artifact] | None = None
+    expected_key: str | None = None
 
     def in_round(self, number: int) -> "RunContext":
         """The same invocation, at work on round `number`."""
@@ -99,6 +103,7 @@ class RunContext:
     ) -> Artifact:
         """The finished stage: from the store if it is there, else by doing (or resuming) it."""
         name = self.name(request.stage)
+        self._require_expected(request)
         with self.clock.stage(name), self.progress.stage(name) as line:
             artifact = self.store.lookup(request)
             if artifact is not None:
@@ -111,8 +116,11 @@ class RunContext:
             if reason != NEVER_RUN:
                 self.progress.say(f"{name} {reason}")
             self.record.begin_stage(name, request.key, reason)
-            with self.store.open_stage(request, run=self.record.name) as workspace:
-                artifact = self._do(work, workspace)
+            if self.elsewhere is not None:
+                artifact = self.elsewhere(request)
+            else:
+                with self.store.open_stage(request, run=self.record.name) as workspace:
+                    artifact = self._do(work, workspace)
             self.record.finish_stage(artifact, reused=False, name=name)
             return artifact
 
@@ -127,6 +135,14 @@ class RunContext:
             raise StoreError(
                 f"{only} alone was asked for, but {stage} before it is not in {self.store.root} "
                 f"with these settings. Do {stage} first, or the whole pipeline"
+            )
+
+    def _require_expected(self, request: StageRequest) -> None:
+        if self.expected_key not in (None, request.key):
+            raise ClusterError(
+                f"{request.stage} has key {request.key[:16]} here and {self.expected_key[:16]} "
+                "where it was asked for: a file that the settings name, e.g. of a reward function, "
+                "differs between the two machines. Make it the same on both and run again"
             )
 
     def warn(self, text: str) -> None:
@@ -162,6 +178,8 @@ class ProgressSink:
     """Writes each step's metrics and shows the step, its rate and the time left."""
 
     def __init__(self, context: RunContext, stage: str, total_steps: int) -> None:
+        self._stage = stage
+        self._dashboard = context.options.dashboard
         self._metrics = context.record.metrics(stage)
         self._loggers = context.loggers
         self._series = f"{stage}-{context.record.file.stages[stage].key[:8]}"
@@ -172,10 +190,16 @@ class ProgressSink:
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics and what memory was seen so far."""
         metrics = {**metrics, **memory_metrics(self._memory.report())}
-        self._metrics.record(step, metrics)
-        self._loggers.record(self._series, step, metrics)
+        self.keep(step, metrics)
         shown = {name.split("/")[-1]: metrics[name] for name in metrics if name in SHOWN}
         self._progress.advance(step, self._total, "step", **shown)
+
+    def keep(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics as they are, and show nothing."""
+        self._metrics.record(step, metrics)
+        self._loggers.record(self._series, step, metrics)
+        if self._dashboard is not None:
+            self._dashboard.recorded(self._stage, step, metrics)
 
 
 SHOWN = (

@@ -59,6 +59,14 @@ class Dashboard(Protocol):
         """`step` of `total` of a stage are done."""
         ...
 
+    def said(self, text: str) -> None:
+        """A line that stays, which `write` gets as well."""
+        ...
+
+    def recorded(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of a step, as they go into the run's folder."""
+        ...
+
     def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
         """A stage is finished; called inside its task."""
         ...
@@ -72,7 +80,8 @@ class RunOptions:
     the command line as the user typed it, to be shown beside results. `only` names the one stage
     to do, those before it being in the store already. `resumed_with` holds, by round, the digest
     of the frozen rankings that a suspended run was resumed with. `dashboard` shows progress and
-    results in Prefect's pages.
+    results in Prefect's pages. `part_of` is the folder of the run for which this process does one
+    stage, as a Ray job: what the store keeps for a run is decided by that one.
     """
 
     serve_labels: bool = False
@@ -81,6 +90,7 @@ class RunOptions:
     only: str | None = None
     resumed_with: Mapping[str, str] = field(default_factory=dict)
     dashboard: Dashboard | None = None
+    part_of: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +186,12 @@ class RunRecord:
                 seconds=artifact.seconds,
             ),
         )
-        if reused and METRICS_OUTPUT in artifact.outputs:
+        if reused:
+            self.copy_metrics(artifact, name)
+
+    def copy_metrics(self, artifact: Artifact, name: str) -> None:
+        """Take a stage's metrics from its artifact, if it has them: another process wrote them."""
+        if METRICS_OUTPUT in artifact.outputs:
             made_folder(self.folder / "metrics")
             source = artifact.folder / OUTPUTS_FOLDER / METRICS_OUTPUT
             shutil.copyfile(source, self.metrics_path(name))
@@ -247,7 +262,8 @@ def open_run(config: PipelineConfig, options: RunOptions) -> Iterator[RunRecord]
             ),
         )
         try:
-            with ArtifactStore(config.run.store).used_by(folder):
+            noted = folder if options.part_of is None else None
+            with ArtifactStore(config.run.store).used_by(noted):
                 yield record
         except WaitingForPeople as waiting:
             record.end("waiting", str(waiting))

@@ -6,11 +6,14 @@ stay on the machine that works. Leases are the local folder's: two machines that
 at once are told by the second one's publishing, not before.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alignment.config import RunConfig
+from alignment.errors import StoreError
 from flows.lease import lease
 from flows.manifest import Artifact, StageRequest
 from flows.remote_store import RemoteStore
@@ -37,6 +40,25 @@ def store_of_run(run: RunFile) -> ArtifactStore:
     return ArtifactStore(root) if shared is None else SharedStore(root, RemoteStore(shared))
 
 
+def read_note(where: str, name: str) -> Any:
+    """What `write_note` has left in the store at this address.
+
+    Raises:
+        StoreError: there is no such note, or the store cannot be reached.
+    """
+    if where.startswith("s3://"):
+        content = RemoteStore(where).read_note(name)
+    else:
+        path = Path(where) / name
+        content = path.read_bytes() if path.exists() else None
+    if content is None:
+        raise StoreError(
+            f"there is no {name} in the store {where} as this machine sees it. Both sides need "
+            "one store: a folder that both see at the same path, or `run.shared_store`"
+        )
+    return json.loads(content)
+
+
 class SharedStore(ArtifactStore):
     """A folder of stages, of which the finished ones are also in `remote`."""
 
@@ -48,17 +70,26 @@ class SharedStore(ArtifactStore):
         """The finished stage with this key, here or there; its files may be there only."""
         return super().get(stage, key) or self.remote.manifest(stage, key, self.folder(stage, key))
 
-    def lookup(self, request: StageRequest, *, verify: bool = False) -> Artifact | None:
-        """The finished stage that answers `request`, fetched if need be, or None.
+    @property
+    def where(self) -> str:
+        """The URL of the shared store."""
+        return self.remote.url
+
+    def write_note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Leave a small record on S3 for another machine."""
+        self.remote.write_note(name, content)
+
+    def at_hand(self, stage: str, key: str, *, verify: bool = False) -> Artifact | None:
+        """The finished stage with this key, fetched if need be, or None.
 
         What is finished here and not yet there, because publishing failed, is published.
         """
-        here = super().get(request.stage, request.key)
+        here = super().get(stage, key)
         if here is None:
-            there = self.get(request.stage, request.key)
+            there = self.get(stage, key)
             if there is None:
                 return None
-            with lease(self.stage_lock(there.folder), f"stage {request.stage}"):
+            with lease(self.stage_lock(there.folder), f"stage {stage}"):
                 return self.remote.fetch(there)
         check_files(here, verify=verify)
         self.remote.publish(here)

@@ -8,6 +8,7 @@
     <root>/stages/<stage>/<key>/manifest.json  written last: with it, the stage is finished
     <root>/leases/<stage>-<key>.lock           who works on it now
     <root>/runs/<name>-<digits>.json           where a run that uses this store keeps its folder
+    <root>/jobs/<submission id>.json           what a Ray job is asked to do
 
 `<key>` is the first 16 digits of the request's key; manifest and look-up compare all 64.
 """
@@ -15,9 +16,10 @@
 import hashlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alignment.errors import StoreError
 from flows.durable import disk_errors, made_folder, write_json
@@ -76,10 +78,26 @@ class ArtifactStore:
         Raises:
             StoreError: the stage is damaged; names the file and what to do.
         """
-        artifact = self.get(request.stage, request.key)
+        return self.at_hand(request.stage, request.key, verify=verify)
+
+    def at_hand(self, stage: str, key: str, *, verify: bool = False) -> Artifact | None:
+        """The finished stage with this key, its files here and looked at as `lookup` does."""
+        artifact = self.get(stage, key)
         if artifact is not None:
             check_files(artifact, verify=verify)
         return artifact
+
+    @property
+    def where(self) -> str:
+        """The address under which other processes find what is finished here."""
+        return str(self.root)
+
+    def write_note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Leave a small record at `where` for another process; `read_note` gives it back."""
+        path = self.root / name
+        with disk_errors(path.parent):
+            made_folder(path.parent)
+            write_json(path, content)
 
     @contextmanager
     def open_stage(self, request: StageRequest, *, run: str = "") -> Iterator[StageWorkspace]:
@@ -102,8 +120,8 @@ class ArtifactStore:
                 yield StageWorkspace(request, folder, run)
 
     @contextmanager
-    def used_by(self, run_folder: Path) -> Iterator[None]:
-        """Note where a run keeps its folder, and let nothing be cleaned away while it works.
+    def used_by(self, run_folder: Path | None) -> Iterator[None]:
+        """Note where a run keeps its folder, if any, and let nothing be cleaned away meanwhile.
 
         Raises:
             StoreError: the store is being cleaned.
@@ -113,12 +131,12 @@ class ArtifactStore:
             "again when that has ended"
         )
         with shared_lease(self.cleaning_lock, refusal):
-            digits = hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]
-            note = self.root / RUNS_FOLDER / f"{run_folder.name}-{digits}.json"
-            if not note.exists():
-                with disk_errors(note.parent):
-                    made_folder(note.parent)
-                    write_json(note, {"folder": str(run_folder), "host": socket.gethostname()})
+            if run_folder is not None:
+                digits = hashlib.sha256(str(run_folder).encode()).hexdigest()[:8]
+                note = f"{RUNS_FOLDER}/{run_folder.name}-{digits}.json"
+                if not (self.root / note).exists():
+                    told = {"folder": str(run_folder), "host": socket.gethostname()}
+                    ArtifactStore.write_note(self, note, told)
             yield
 
     @property

@@ -51,6 +51,11 @@ class WorkClock:
             self._phases[key] = self._phases.get(key, 0.0) + self._now() - begun
             self._phase = None
 
+    def add_phase(self, phase: Phase, seconds: float) -> None:
+        """Count seconds that another process has measured to `phase` of the current stage."""
+        key = (self._stage or "", phase)
+        self._phases[key] = self._phases.get(key, 0.0) + seconds
+
     def wall_s(self) -> float:
         """Seconds since the clock was made."""
         return self._now() - self._started

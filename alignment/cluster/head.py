@@ -23,6 +23,8 @@ def head_command(
         *("--port", str(port), "--node-ip-address", node_address()),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)),
         *("--include-dashboard", "true", "--disable-usage-stats"),
+        # A fixed port otherwise: beside another Ray on this machine no job could be submitted.
+        *("--dashboard-agent-listen-port", "0"),
         *("--object-store-memory", str(int(object_store_gib * 2**30))),
         *("--num-cpus", str(os.cpu_count() or 1)),
         *("--temp-dir", str(temp_folder), "--log-style", "record", "--log-color", "false"),

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from alignment.cluster.process_identity import identity_of
+from alignment.code_digest import code_digest
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
 from alignment.exactness import arithmetic_facts
@@ -102,6 +103,7 @@ def describe_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "process": identity_of(os.getpid()),
         "ray": ray.__version__,
+        "code": code_digest(),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
         "memory_mib": _proportional_set_size_mib(),

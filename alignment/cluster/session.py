@@ -29,6 +29,7 @@ from alignment.cluster.roles import (
 )
 from alignment.cluster.runtime import ray_runtime
 from alignment.cluster.trainable import TrainableActor
+from alignment.code_digest import require_same_code
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
@@ -157,7 +158,10 @@ class Cluster:
         ]
         wait_for_all([*described.values(), *meetings.values()], deadline)
         for name, group in groups.items():
-            group.remember_processes(described[name].wait(deadline))
+            facts = described[name].wait(deadline)
+            group.remember_processes(facts)
+            for rank, told in enumerate(facts):
+                require_same_code(told["code"], f"{name} rank {rank} on {told['host']}")
         for name, meeting in meetings.items():
             [point] = meeting.wait(deadline)
             started.append(groups[name].submit("start", [(point,)] * len(groups[name])))

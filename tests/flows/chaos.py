@@ -1,6 +1,7 @@
 """`make chaos`: kill -9 at random moments whatever a run consists of, and compare with a whole run.
 
     python tests/flows/chaos.py --kills 12 --seed 0
+    python tests/flows/chaos.py --jobs      stages as Ray jobs, whose processes are killed too
 
 A tiny run of the deployment is started, ranked over HTTP and finished while server, worker, flow
 process, ranking page, Ray head and role actors are killed. Weights, candidates and rankings must
@@ -29,6 +30,7 @@ from labeling_ui.store import LabelStore
 from labeling_ui.visible_text import visible_text
 
 KINDS = ("actor", "flow", "server", "ray", "worker", "labels")
+KINDS_WITH_JOBS = (*KINDS, "job")
 COMPARED = ("model.safetensors", "value_head.safetensors", "candidates.parquet")
 PROMPTS = 6
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 3.0, 18.0
@@ -125,11 +127,13 @@ def whole_run(folder, name, ppo_steps):
     return services
 
 
-def disturbed_run(folder, name, ppo_steps, kills, seed):
+def disturbed_run(folder, name, ppo_steps, kills, seed, jobs):
     """The run with kills; gives services, what was killed, confirmed rankings, and seconds."""
     began = time.monotonic()
     with Services(folder, "--max-restarts", "100", "--tick-s", "3") as services:
         parameters = {"config": settings(name, ppo_steps)}
+        if jobs:
+            parameters["config"]["cluster"]["job_server"] = services.told("ray_dashboard")
         done = services.prefect(
             "deployment", "run", "align/pipeline", "--params", json.dumps(parameters)
         )
@@ -137,7 +141,8 @@ def disturbed_run(folder, name, ppo_steps, kills, seed):
         labeler = Labeler(services)
         labeler.start()
         try:
-            killed = disturb(services, name, kills, random.Random(seed))
+            kinds = KINDS_WITH_JOBS if jobs else KINDS
+            killed = disturb(services, name, kills, random.Random(seed), kinds)
             wait_until_completed(services, name)
         finally:
             labeler.enough.set()
@@ -145,11 +150,11 @@ def disturbed_run(folder, name, ppo_steps, kills, seed):
     return services, killed, labeler.receipts, time.monotonic() - began
 
 
-def disturb(services, name, kills, dice):
+def disturb(services, name, kills, dice, kinds):
     """Kill `kills` processes at random moments, every kind once before any twice."""
     began, killed, order = time.monotonic(), [], []
     while len(killed) < kills:
-        order = order or dice.sample(KINDS, len(KINDS))
+        order = order or dice.sample(kinds, len(kinds))
         kind = order.pop()
         time.sleep(dice.uniform(SHORTEST_PAUSE_S, LONGEST_PAUSE_S))
         while not processes_of(services, kind):
@@ -174,6 +179,8 @@ def processes_of(services, kind):
         return services.flow_processes()
     if kind == "actor":
         return services.actors()
+    if kind == "job":
+        return services.job_processes()
     if kind == "ray":
         return [p for p in services.processes() if "/gcs_server " in command_of(p)]
     pid = services.pid(kind)
@@ -231,7 +238,7 @@ def steps_done(services, name):
     return [json.loads(line)["step"] for line in lines]
 
 
-def compare(folder, *, kills, seed, ppo_steps):
+def compare(folder, *, kills, seed, ppo_steps, jobs=False):
     """Both runs, and what has to hold; gives the kills and the digests."""
     name = "chaos"
     (folder / "whole").mkdir()
@@ -240,7 +247,7 @@ def compare(folder, *, kills, seed, ppo_steps):
     expected = contents(whole_run(folder / "whole", name, ppo_steps))
     print("a run that is disturbed", flush=True)
     services, killed, receipts, seconds = disturbed_run(
-        folder / "killed", name, ppo_steps, kills, seed
+        folder / "killed", name, ppo_steps, kills, seed, jobs
     )
     found = contents(services)
     tell(killed, expected, found, seconds)
@@ -267,11 +274,14 @@ def main():
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ppo-steps", type=int, default=60)
+    parser.add_argument("--jobs", action="store_true", help="stages as Ray jobs")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"in {folder}")
     try:
-        compare(folder, kills=given.kills, seed=given.seed, ppo_steps=given.ppo_steps)
+        compare(
+            folder, kills=given.kills, seed=given.seed, ppo_steps=given.ppo_steps, jobs=given.jobs
+        )
     except AssertionError as error:
         sys.exit(f"FAILED: {error}")
 

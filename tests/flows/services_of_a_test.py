@@ -138,6 +138,10 @@ class Services:
         """Processes of roles on the Ray of the services."""
         return [p for p in self.processes() if command_of(p).startswith(ROLES)]
 
+    def job_processes(self):
+        """Processes of stages that are done as Ray jobs."""
+        return [p for p in self.processes() if "flows.job_entry" in command_of(p)]
+
     def processors_in_use(self):
         """Processors that somebody reserved on the Ray of the services."""
         done = subprocess.run(

@@ -1,0 +1,61 @@
+"""What a stage in a Ray job tells the run that waits for it: marked lines in the job's output.
+
+Between them stands what the job prints for people, so that its log on Ray's pages can be read.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flows.manifest import Artifact
+
+_MARK = "@alignflow "
+
+
+def tell(kind: str, **content: Any) -> None:
+    """Print one event."""
+    event = {"kind": kind, "at_s": round(time.time(), 3), **content}
+    sys.stdout.write(f"{_MARK}{json.dumps(event, ensure_ascii=False, default=float)}\n")
+    sys.stdout.flush()
+
+
+def read_event(line: str) -> dict[str, Any] | None:
+    """The event on a line of a job's output; None if it is something else."""
+    if not line.startswith(_MARK):
+        return None
+    try:
+        event: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+    except ValueError:
+        return None  # cut short, by a kill or by another process that printed in between
+    return event
+
+
+class JobDashboard:
+    """Shows a stage by events; see `flows.run_record.Dashboard`."""
+
+    def write(self, text: str) -> int:
+        """Console output, for people who read the job's log."""
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """End of a piece."""
+        sys.stdout.flush()
+
+    def progress(
+        self, stage: str, step: int, total: int, unit: str, figures: Mapping[str, float]
+    ) -> None:
+        """Tell how far the stage is."""
+        tell("progress", step=step, total=total, unit=unit, figures=dict(figures))
+
+    def said(self, text: str) -> None:
+        """Tell what the run shall say."""
+        tell("said", text=text)
+
+    def recorded(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Tell a step's metrics."""
+        tell("recorded", stage=stage, step=step, metrics=dict(metrics))
+
+    def stage_ended(self, artifact: Artifact, *, reused: bool) -> None:
+        """Nothing: the run shows the stage's report."""
