@@ -250,8 +250,9 @@ class ClusterConfig(Settings):
     address: str | None = None
     """An existing Ray cluster; absent: a private one for this run."""
     store_is_shared: bool = False
-    """Every machine of the cluster sees `run.store` and `run.runs` at the same path. A cluster of
-    several machines is refused without: roles there read models and write checkpoints in them."""
+    """Every machine of the cluster sees `run.store` and `run.runs` at the same path. Without it,
+    models and checkpoints travel through `run.shared_store`; without both, a cluster of several
+    machines is refused."""
     threads: Count = 2
     """Compute threads of each role."""
     object_store_gib: Positive = 1.5

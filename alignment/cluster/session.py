@@ -8,9 +8,10 @@ from typing import Any
 
 import ray
 
+from alignment.cluster.carried_folders import Carrier
 from alignment.cluster.frozen import FrozenActor
 from alignment.cluster.generator import GeneratorActor
-from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
+from alignment.cluster.groups import ActorGroup, Call, Deadline, wait_for_all
 from alignment.cluster.placement import (
     ReservedPlacement,
     cluster_nodes,
@@ -37,23 +38,32 @@ from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableS
 class Cluster:
     """Roles on Ray actors. Use `Cluster.open`; roles live until it closes or they are stopped."""
 
-    def __init__(self, config: ClusterConfig, *, logs: Path) -> None:
+    def __init__(
+        self, config: ClusterConfig, *, logs: Path, carrier: Carrier | None = None
+    ) -> None:
         self.config = config
         self.logs = logs
+        self._carrier = carrier
         self._roles: dict[str, RemoteRole] = {}
         self._reserved: list[tuple[ReservedPlacement, set[str]]] = []
 
     @classmethod
     @contextmanager
-    def open(cls, config: ClusterConfig, *, log_folder: Path) -> Iterator["Cluster"]:
+    def open(
+        cls, config: ClusterConfig, *, log_folder: Path, shared_store: str | None = None
+    ) -> Iterator["Cluster"]:
         """A private Ray, or the one at `config.address`, and on exit nothing of ours left on it.
 
         Args:
             config: the `[cluster]` settings.
             log_folder: gets a folder `ray` with every actor's output (private Ray only).
+            shared_store: `s3://bucket/prefix` that every machine reaches, by which folders travel
+                where there are several machines and `config.store_is_shared` is off.
         """
         with ray_runtime(config, log_folder=log_folder) as logs:
-            cluster = cls(config, logs=logs)
+            carries = shared_store and not config.store_is_shared and len(cluster_nodes()) > 1
+            carrier = Carrier(shared_store) if shared_store and carries else None
+            cluster = cls(config, logs=logs, carrier=carrier)
             try:
                 yield cluster
             finally:
@@ -94,7 +104,8 @@ class Cluster:
             reserved.release()
             raise
         started = {
-            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name]) for spec in specs
+            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], self._carrier)
+            for spec in specs
         }
         self._roles |= started
         self._reserved.append((reserved, set(started)))
@@ -145,6 +156,7 @@ class Cluster:
         """All side by side: the slowest role decides how long it takes."""
         deadline = Deadline.after(self.config.start_timeout_s, "start_timeout_s")
         described = {n: g.submit("describe", [()] * len(g)) for n, g in groups.items()}
+        models = self._carry_models(specs, groups)
         meetings = {
             spec.name: groups[spec.name].submit("open_meeting_point", [()])
             for spec in specs
@@ -155,13 +167,24 @@ class Cluster:
             for name, group in groups.items()
             if name not in meetings
         ]
-        wait_for_all([*described.values(), *meetings.values()], deadline)
+        wait_for_all([*described.values(), *models, *meetings.values()], deadline)
         for name, group in groups.items():
             group.remember_processes(described[name].wait(deadline))
         for name, meeting in meetings.items():
             [point] = meeting.wait(deadline)
             started.append(groups[name].submit("start", [(point,)] * len(groups[name])))
         wait_for_all(started, deadline)
+
+    def _carry_models(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> list[Call]:
+        """Let each rank fetch its model, where it cannot read it from the driver's disk."""
+        if self._carrier is None:
+            return []
+        return [
+            groups[spec.name].submit(
+                "take_model", [(self._carrier.model(spec.model_folder),)] * len(groups[spec.name])
+            )
+            for spec in specs
+        ]
 
 
 def _actor_class(spec: RoleSpec) -> type[Any]:
@@ -176,11 +199,12 @@ def _engine_of(spec: RoleSpec) -> EngineName:
     return "torch" if isinstance(spec, FrozenSpec) else "vllm"
 
 
-def _proxy(spec: RoleSpec, group: ActorGroup) -> RemoteRole:
+def _proxy(spec: RoleSpec, group: ActorGroup, carrier: Carrier | None) -> RemoteRole:
     if isinstance(spec, GeneratorSpec):
-        return RemoteGenerator(group)
+        return RemoteGenerator(group, carrier)
     if isinstance(spec, FrozenSpec):
         if spec.adapter_off is not None:
             return SharedReference(group, spec)
         return RemoteReference(group) if spec.kind == "language" else RemoteRewardModel(group)
-    return RemotePolicy(group) if spec.kind == "language" else RemoteValueTrainable(group)
+    trainable = RemotePolicy if spec.kind == "language" else RemoteValueTrainable
+    return trainable(group, carrier)

@@ -166,7 +166,17 @@ def network(names: Sequence[str], *, logs: Path) -> Iterator[Network]:
 def _host(name: str, address: str) -> Iterator[Host]:
     first = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--ipc"]
-        + ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", FIRST_PROCESS, "sh", name],
+        + [
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            FIRST_PROCESS,
+            "sh",
+            name,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -357,4 +357,5 @@ def test_address_that_cannot_be_used_is_refused(url, words):
 def test_several_machines_need_a_store_that_all_see():
     assert why_no_several_machines(ClusterConfig(), 1) is None
     assert "has 3 machines" in why_no_several_machines(ClusterConfig(), 3)
+    assert why_no_several_machines(ClusterConfig(), 3, URL) is None
     assert why_no_several_machines(ClusterConfig(store_is_shared=True), 3) is None
