@@ -3,6 +3,7 @@
 A run that reuses every stage never imports Ray.
 """
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -95,6 +96,8 @@ class Engines:
 
     def _watch(self, role: Any) -> None:
         for actor in role.describe():
+            if actor.get("host", "") not in ("", socket.gethostname()):
+                continue  # the number may be another process's here
             self.memory.watch(f"{actor['role']}-{actor['rank']}", actor["pid"])
 
     def _remember(self, role: Any) -> None:

@@ -106,8 +106,8 @@ class RemoteStore:
     def _open_schema(self) -> None:
         if not self._objects.has_bucket():
             raise StoreError(
-                f"shared store {self.url}: there is no bucket {self._objects.bucket}; make it, or mend "
-                "`run.shared_store`"
+                f"shared store {self.url}: there is no bucket {self._objects.bucket}; make it, or "
+                "mend `run.shared_store`"
             )
         path = f"{self._objects.root}/schema.json"
         told = self._objects.read(path)

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from s3_server import s3_environment
 
 REPOSITORY = Path(__file__).parents[2]
 WORK = "/tmp/work"
@@ -50,9 +50,9 @@ def why_no_hosts() -> str | None:
     for needed in (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)):
         if any(needed.is_relative_to(place) for place in OWN_PLACES):
             return f"{needed} lies where hosts have scratch of their own"
+    apart = ("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
     tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "ip", "link", "add", "b0"]
-        + ["type", "bridge"],
+        [*apart, "ip", "link", "add", "bridge0", "type", "bridge"],
         capture_output=True,
         text=True,
         timeout=30,
@@ -111,12 +111,7 @@ class Network:
     @property
     def s3_environment(self) -> dict[str, str]:
         """How programs on the hosts reach the S3 server."""
-        return {
-            "AWS_ACCESS_KEY_ID": "somebody",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": f"http://{SWITCH_ADDRESS}:{S3_PORT}",
-        }
+        return s3_environment(f"{SWITCH_ADDRESS}:{S3_PORT}")
 
     def cut_off(self, name: str) -> None:
         """Take the host's cable out: packets vanish, nobody is told."""
@@ -164,19 +159,10 @@ def network(names: Sequence[str], *, logs: Path) -> Iterator[Network]:
 
 @contextmanager
 def _host(name: str, address: str) -> Iterator[Host]:
+    apart = ("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc")
+    bound = ("setpriv", "--pdeathsig", "KILL", *apart, "--fork", "--kill-child")
     first = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--uts", "--ipc"]
-        + [
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-            "-c",
-            FIRST_PROCESS,
-            "sh",
-            name,
-        ],
+        [*bound, "sh", "-c", FIRST_PROCESS, "sh", name],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -198,8 +184,10 @@ def _host(name: str, address: str) -> Iterator[Host]:
 def _plug_in(switch: Host, host: Host) -> None:
     """A cable from the host to the switch; the host's end is called eth0."""
     subprocess.run(
-        ["nsenter", "--target", str(switch.pid), "--net", "ip", "link", "add", host.name]
-        + ["type", "veth", "peer", "name", "eth0", "netns", str(host.pid)],
+        [
+            *("nsenter", "--target", str(switch.pid), "--net", "ip", "link", "add", host.name),
+            *("type", "veth", "peer", "name", "eth0", "netns", str(host.pid)),
+        ],
         check=True,
         timeout=10,
     )

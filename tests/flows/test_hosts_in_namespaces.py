@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,13 +68,17 @@ class Story:
 def environment(net: Network) -> dict[str, str]:
     """Of every program on the hosts; nothing of this session's own servers and tokens."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return own | net.s3_environment | {
-        "HOME": "/tmp/home",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0" * 64,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "NO_PROXY": "*",
-    }
+    return (
+        own
+        | net.s3_environment
+        | {
+            "HOME": "/tmp/home",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "0" * 64,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "NO_PROXY": "*",
+        }
+    )
 
 
 def ray_start(host: Host) -> tuple[str, ...]:
