@@ -23,9 +23,10 @@ def save_engine_checkpoint(
 ) -> None:
     """Write weights, optimiser, schedule and this rank's random states to `folder`.
 
-    Every rank calls it, with the same folder or each with one of its own, which are put together
-    later. Rank 0 writes `contents.json` last, so a folder without it is not a checkpoint. Where only adapters are trained, `base_digest` says on what; the frozen weights
-    are left out, and the digest is written instead.
+    Every rank calls it, with the same folder or each with one of its own, to be put together
+    later. Rank 0 writes `contents.json` last, so a folder without it is not a checkpoint. Where
+    only adapters are trained, `base_digest` says on what; the frozen weights are left out, and
+    the digest is written instead.
     """
     from deepspeed.checkpoint.constants import (
         UNIVERSAL_CHECKPOINT_INFO,

@@ -31,8 +31,8 @@ def explain_failures(
         if isinstance(cause, AlignmentError):
             return cause
         return ClusterError(
-            f"{role} rank {rank}{_on(hosts.get(rank))} failed in {operation}: {type(cause).__name__}: {cause}\n"
-            f"{_own_traceback(error)}"
+            f"{role} rank {rank}{_on(hosts.get(rank))} failed in {operation}: "
+            f"{type(cause).__name__}: {cause}\n{_own_traceback(error)}"
         )
     pid, host = pids.get(rank), hosts.get(rank)
     who = f"{role} rank {rank}" + (f" (process {pid}{_on(host)})" if pid else "")
