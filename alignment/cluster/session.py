@@ -39,11 +39,12 @@ class Cluster:
     """Roles on Ray actors. Use `Cluster.open`; roles live until it closes or they are stopped."""
 
     def __init__(
-        self, config: ClusterConfig, *, logs: Path, carrier: Carrier | None = None
+        self, config: ClusterConfig, *, logs: Path, shared_store: str | None = None
     ) -> None:
         self.config = config
         self.logs = logs
-        self._carrier = carrier
+        carries = shared_store is not None and not config.store_is_shared
+        self._carrier = Carrier(shared_store) if shared_store is not None and carries else None
         self._roles: dict[str, RemoteRole] = {}
         self._reserved: list[tuple[ReservedPlacement, set[str]]] = []
 
@@ -61,9 +62,7 @@ class Cluster:
                 where there are several machines and `config.store_is_shared` is off.
         """
         with ray_runtime(config, log_folder=log_folder) as logs:
-            carries = shared_store and not config.store_is_shared and len(cluster_nodes()) > 1
-            carrier = Carrier(shared_store) if shared_store and carries else None
-            cluster = cls(config, logs=logs, carrier=carrier)
+            cluster = cls(config, logs=logs, shared_store=shared_store)
             try:
                 yield cluster
             finally:
@@ -90,21 +89,23 @@ class Cluster:
         taken = [spec.name for spec in specs if spec.name in self._roles]
         if taken:
             raise ClusterError(f"role {taken[0]} is running already; stop it first")
-        placement = plan_placement(specs, cluster_nodes())
+        nodes = cluster_nodes()
+        carrier = self._carrier if len(nodes) > 1 else None
+        placement = plan_placement(specs, nodes)
         reserved = reserve_placement(placement, timeout_s=self.config.start_timeout_s)
         groups: dict[str, ActorGroup] = {}
         own = [spec for spec in specs if shares_with(spec) is None]
         try:
             for spec in own:
                 groups[spec.name] = self._create_actors(spec, reserved)
-            self._start_engines(own, groups)
+            self._start_engines(own, groups, carrier)
         except BaseException:
             for group in groups.values():
                 group.end("a role did not start")
             reserved.release()
             raise
         started = {
-            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], self._carrier)
+            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], carrier)
             for spec in specs
         }
         self._roles |= started
@@ -152,11 +153,16 @@ class Cluster:
             return spec, self.config.call_timeout_s
         return (spec,)
 
-    def _start_engines(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> None:
+    def _start_engines(
+        self,
+        specs: Sequence[RoleSpec],
+        groups: dict[str, ActorGroup],
+        carrier: Carrier | None,
+    ) -> None:
         """All side by side: the slowest role decides how long it takes."""
         deadline = Deadline.after(self.config.start_timeout_s, "start_timeout_s")
         described = {n: g.submit("describe", [()] * len(g)) for n, g in groups.items()}
-        models = self._carry_models(specs, groups)
+        models = [] if carrier is None else _models_fetched(specs, groups, carrier)
         meetings = {
             spec.name: groups[spec.name].submit("open_meeting_point", [()])
             for spec in specs
@@ -175,16 +181,17 @@ class Cluster:
             started.append(groups[name].submit("start", [(point,)] * len(groups[name])))
         wait_for_all(started, deadline)
 
-    def _carry_models(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> list[Call]:
-        """Let each rank fetch its model, where it cannot read it from the driver's disk."""
-        if self._carrier is None:
-            return []
-        return [
-            groups[spec.name].submit(
-                "take_model", [(self._carrier.model(spec.model_folder),)] * len(groups[spec.name])
-            )
-            for spec in specs
-        ]
+
+def _models_fetched(
+    specs: Sequence[RoleSpec], groups: dict[str, ActorGroup], carrier: Carrier
+) -> list[Call]:
+    """Let each rank fetch its model: it cannot read it from the driver's disk."""
+    return [
+        groups[spec.name].submit(
+            "take_model", [(carrier.model(spec.model_folder),)] * len(groups[spec.name])
+        )
+        for spec in specs
+    ]
 
 
 def _actor_class(spec: RoleSpec) -> type[Any]:
