@@ -79,6 +79,7 @@ def fetch_folder(carried: CarriedFolder, folder: Path) -> None:
         StoreError: the server fails, or a file there is missing or damaged.
     """
     objects = SharedObjects(carried.url)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in carried.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """A cluster for the length of one stage: start roles on it, and leave nothing behind."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from alignment.cluster.carried_folders import Carrier
+from alignment.cluster.carried_folders import CarriedFolder, Carrier
 from alignment.cluster.frozen import FrozenActor
 from alignment.cluster.generator import GeneratorActor
-from alignment.cluster.groups import ActorGroup, Call, Deadline, wait_for_all
+from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
 from alignment.cluster.placement import (
     ReservedPlacement,
     cluster_nodes,
@@ -92,13 +92,14 @@ class Cluster:
         nodes = cluster_nodes()
         carrier = self._carrier if len(nodes) > 1 else None
         placement = plan_placement(specs, nodes)
+        own = [spec for spec in specs if shares_with(spec) is None]
+        models = {spec.name: carrier.model(spec.model_folder) for spec in own} if carrier else {}
         reserved = reserve_placement(placement, timeout_s=self.config.start_timeout_s)
         groups: dict[str, ActorGroup] = {}
-        own = [spec for spec in specs if shares_with(spec) is None]
         try:
             for spec in own:
                 groups[spec.name] = self._create_actors(spec, reserved)
-            self._start_engines(own, groups, carrier)
+            self._start_engines(own, groups, models)
         except BaseException:
             for group in groups.values():
                 group.end("a role did not start")
@@ -157,12 +158,18 @@ class Cluster:
         self,
         specs: Sequence[RoleSpec],
         groups: dict[str, ActorGroup],
-        carrier: Carrier | None,
+        models: Mapping[str, CarriedFolder],
     ) -> None:
-        """All side by side: the slowest role decides how long it takes."""
+        """All side by side: the slowest role decides how long it takes.
+
+        `models` are those that the roles cannot read from the driver's disk.
+        """
         deadline = Deadline.after(self.config.start_timeout_s, "start_timeout_s")
         described = {n: g.submit("describe", [()] * len(g)) for n, g in groups.items()}
-        models = [] if carrier is None else _models_fetched(specs, groups, carrier)
+        fetched = [
+            groups[name].submit("take_model", [(model,)] * len(groups[name]))
+            for name, model in models.items()
+        ]
         meetings = {
             spec.name: groups[spec.name].submit("open_meeting_point", [()])
             for spec in specs
@@ -173,25 +180,13 @@ class Cluster:
             for name, group in groups.items()
             if name not in meetings
         ]
-        wait_for_all([*described.values(), *models, *meetings.values()], deadline)
+        wait_for_all([*described.values(), *fetched, *meetings.values()], deadline)
         for name, group in groups.items():
             group.remember_processes(described[name].wait(deadline))
         for name, meeting in meetings.items():
             [point] = meeting.wait(deadline)
             started.append(groups[name].submit("start", [(point,)] * len(groups[name])))
         wait_for_all(started, deadline)
-
-
-def _models_fetched(
-    specs: Sequence[RoleSpec], groups: dict[str, ActorGroup], carrier: Carrier
-) -> list[Call]:
-    """Let each rank fetch its model: it cannot read it from the driver's disk."""
-    return [
-        groups[spec.name].submit(
-            "take_model", [(carrier.model(spec.model_folder),)] * len(groups[spec.name])
-        )
-        for spec in specs
-    ]
 
 
 def _actor_class(spec: RoleSpec) -> type[Any]:
