@@ -15,10 +15,18 @@ from hosts_in_namespaces import WORK, Host, Network
 RAY_PORT, OBJECT_PORT = 6379, 8076
 OBJECT_STORE_BYTES = 150 * 2**20
 ALIVE = """
-import ray, sys, time
-ray.init(address="auto", log_to_driver=False)
+import socket, sys, time, ray
 deadline = time.monotonic() + 150
-while {n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]} != set(sys.argv[1:]):
+address, wanted = sys.argv[1], set(sys.argv[2:])
+while True:
+    try:
+        socket.create_connection(address.split(":"), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        break
+    except Exception as error:
+        assert time.monotonic() < deadline, error
+        time.sleep(0.5)
+while {n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]} != wanted:
     assert time.monotonic() < deadline, ray.nodes()
     time.sleep(0.2)
 """
@@ -91,7 +99,7 @@ class RayOnHosts:
     def wait_until_alive(self) -> None:
         """Until exactly these hosts are alive for the head."""
         addresses = [self.net.hosts[name].address for name in self.names]
-        check = (sys.executable, "-c", ALIVE, *addresses)
+        check = (sys.executable, "-c", ALIVE, self.address, *addresses)
         self.head.run(*check, env=self.environment, timeout_s=200)
 
     def start_again_if_lost(self, name: str) -> None:
