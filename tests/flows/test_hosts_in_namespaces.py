@@ -1,8 +1,8 @@
 """A cluster of three hosts that share no disk: roles apart, weights over the wire, a cable cut.
 
 The hosts are namespaces of this machine (`hosts_in_namespaces`); all that runs on them is real.
-One run goes through the whole pipeline on them, is cut off in the middle of a step of PPO, and
-is resumed. A fourth host then fetches what came before PPO from S3 and does PPO alone.
+A fourth host makes what comes before PPO and publishes it. A run on the cluster fetches that from
+S3, is cut off in the middle of a step of PPO, and goes on. Then the fourth host does PPO alone.
 """
 
 import json
@@ -23,15 +23,20 @@ from flows.summary import Summary
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
+BEFORE = ("base_model", "data", "sft", "candidates", "preferences", "reward_model")
 CLUSTER, CUT, ALONE = ("host-1", "host-2", "host-3"), "host-2", "host-4"
-STEPS, CUT_AFTER_STEPS, CALL_TIMEOUT_S = 6, 2, 20
-ENDS_WITHIN_S = 60
+STEPS, CUT_AFTER_STEPS, CALL_TIMEOUT_S = 6, 2, 30
+ENDS_WITHIN_S = 75
 """The call's timeout, and what the driver takes to end the other roles and itself."""
+PATIENCE_S = 400
+"""For a command that is not to be interrupted, on a machine with much else to do."""
 SETTINGS = {
     "run.shared_store": "s3://bucket/store",
     "ppo.steps": str(STEPS),
     "preferences.rankings_per_prompt": "1",
 }
+BEFORE_PPO = {"ppo.steps": "1", "cluster.backend": "local"}
+"""Settings of another PPO, done quickly in one process; the stages before it are the same."""
 # A host has one CPU: no two of these three fit on the same one.
 APART = {f"cluster.{role}.cpus_per_rank": "0.6" for role in ("policy", "critic", "generator")}
 PPO_ALONE = """
@@ -71,6 +76,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def tell(net: Network, cluster: RayOnHosts) -> Story:
     for name in CLUSTER:
         cluster.start_node(name)
+    made = cluster.start_run(ALONE, "tiny", SETTINGS | BEFORE_PPO).end(timeout_s=PATIENCE_S)
+    assert made.code == 0, made.output
     cluster.wait_until_alive()
     settings = SETTINGS | APART
     settings |= {
@@ -83,7 +90,7 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
     net.connect(CUT)
     cluster.start_again_if_lost(CUT)
     cluster.wait_until_alive()
-    resumed = cluster.start_run(CLUSTER[0], "tiny", settings).end(timeout_s=300)
+    resumed = cluster.start_run(CLUSTER[0], "tiny", settings).end(timeout_s=PATIENCE_S)
     assert resumed.code == 0, resumed.output
     summary = Summary.model_validate_json(read(cluster.head, "runs/tiny/summary.json"))
     hosts = {actor.role: actor.host for actor in summary.actors if actor.stage == "ppo"}
@@ -92,7 +99,8 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
 
     forget_ppo(net, manifest_of_ppo(cluster, CLUSTER[0]))
     options = [f"{name}={value}" for name, value in SETTINGS.items()]
-    alone = cluster.start(ALONE, sys.executable, "-c", PPO_ALONE, *options).end(timeout_s=300)
+    command = (sys.executable, "-c", PPO_ALONE, *options)
+    alone = cluster.start(ALONE, *command).end(timeout_s=PATIENCE_S)
     assert alone.code == 0, alone.output
     return Story(
         cut=cut,
@@ -110,7 +118,7 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
 
 def run_and_cut(net: Network, cluster: RayOnHosts, settings: dict[str, str]) -> tuple[float, Told]:
     """Take out a cable in the middle of a step; when, and how the run ended."""
-    run, deadline = cluster.start_run(CLUSTER[0], "tiny", settings), time.monotonic() + 300
+    run, deadline = cluster.start_run(CLUSTER[0], "tiny", settings), time.monotonic() + PATIENCE_S
     while len(read(cluster.head, "runs/tiny/metrics/ppo.jsonl").splitlines()) < CUT_AFTER_STEPS:
         assert run.process.poll() is None, run.log.read_text()
         assert time.monotonic() < deadline, run.log.read_text()
@@ -152,7 +160,11 @@ def test_the_same_command_goes_on_at_the_newest_checkpoint(story: Story) -> None
     newest = max(int(s) for f in story.checkpoints for s in re.findall(r"step-(\d+)/", f))
     assert newest >= CUT_AFTER_STEPS
     assert f"ppo resumes after step {newest}" in story.resumed.output
-    assert "sft" in story.resumed.output
+
+
+def test_stages_that_another_host_made_came_by_s3(story: Story) -> None:
+    for stage in BEFORE:
+        assert re.search(rf"{stage} +reused", story.cut.output), story.cut.output
 
 
 def test_policy_critic_and_generator_were_on_three_hosts(story: Story) -> None:
@@ -179,8 +191,6 @@ def test_hosts_had_no_file_of_the_store_but_the_models_they_fetched(story: Story
 
 
 def test_the_policy_is_the_one_that_one_host_makes_alone(story: Story) -> None:
-    assert "ppo" not in story.summary.actors[0].stage
     assert story.manifest_alone["key"] == story.manifest["key"]
-    for before in ("base_model", "data", "sft", "reward_model"):
-        assert re.search(rf"{before} +reused", story.alone.output), story.alone.output
+    assert story.manifest_alone["created"] > story.manifest["created"], "it was made, not fetched"
     assert weights(story.manifest_alone) == weights(story.manifest)
