@@ -9,6 +9,7 @@ its network and mounts away; that first process ends with the test's own, howeve
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,17 +169,18 @@ def _host(name: str, address: str) -> Iterator[Host]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert first.stdout is not None
+    ends = first.pid
     try:
-        assert first.stdout is not None
         told = first.stdout.readline()
         assert told == "ready\n", f"{name} was not made: {told}{first.stdout.read()}"
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-        yield Host(name, address, int(children[0]))
+        [child] = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        ends = int(child)  # the kernel ends all processes in it before it is gone itself
+        yield Host(name, address, ends)
     finally:
-        first.kill()
+        os.kill(ends, signal.SIGKILL)
         first.wait(timeout=30)
-        if first.stdout is not None:
-            first.stdout.close()
+        first.stdout.close()
 
 
 def _plug_in(switch: Host, host: Host) -> None:

@@ -35,7 +35,7 @@ SETTINGS = {
     "ppo.steps": str(STEPS),
     "preferences.rankings_per_prompt": "1",
 }
-BEFORE_PPO = {"ppo.steps": "1", "cluster.backend": "local"}
+BEFORE_PPO = {"ppo.steps": "2", "cluster.backend": "local"}
 """Settings of another PPO, done quickly in one process; the stages before it are the same."""
 # A host has one CPU: no two of these three fit on the same one.
 APART = {f"cluster.{role}.cpus_per_rank": "0.6" for role in ("policy", "critic", "generator")}
