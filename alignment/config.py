@@ -254,8 +254,9 @@ class ClusterConfig(Settings):
     """`http://host:8265`, the dashboard of an existing Ray cluster: stages with engines are done
     there, each as a Ray job; absent: in the run's own process."""
     store_is_shared: bool = False
-    """Every machine of the cluster sees `run.store` and `run.runs` at the same path. A cluster of
-    several machines is refused without: roles there read models and write checkpoints in them."""
+    """Every machine of the cluster sees `run.store` and `run.runs` at the same path. Without it,
+    models and checkpoints travel through `run.shared_store`; without both, a cluster of several
+    machines is refused."""
     threads: Count = 2
     """Compute threads of each role."""
     object_store_gib: Positive = 1.5

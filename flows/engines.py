@@ -3,6 +3,7 @@
 A run that reuses every stage never imports Ray.
 """
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,9 +21,16 @@ class Engines:
     """Starts roles for a stage on the configured backend, and remembers which actors held them."""
 
     def __init__(
-        self, config: ClusterConfig, *, clock: WorkClock, memory: MemorySampler, logs: Path
+        self,
+        config: ClusterConfig,
+        *,
+        clock: WorkClock,
+        memory: MemorySampler,
+        logs: Path,
+        shared_store: str | None = None,
     ) -> None:
         self.config = config
+        self.shared_store = shared_store
         self.clock = clock
         self.memory = memory
         self.logs = logs
@@ -76,9 +84,11 @@ class Engines:
             from alignment.cluster import Cluster
 
             self._cluster = self._open.enter_context(
-                Cluster.open(self.config, log_folder=self.logs)
+                Cluster.open(self.config, log_folder=self.logs, shared_store=self.shared_store)
             )
-            refusal = why_no_several_machines(self.config, self._cluster.node_count)
+            refusal = why_no_several_machines(
+                self.config, self._cluster.node_count, self.shared_store
+            )
             if refusal is not None:
                 raise ClusterError(refusal)
         roles: dict[str, Any] = self._cluster.start_roles(specs)
@@ -86,6 +96,8 @@ class Engines:
 
     def _watch(self, role: Any) -> None:
         for actor in role.describe():
+            if actor.get("host", "") not in ("", socket.gethostname()):
+                continue  # the number may be another process's here
             self.memory.watch(f"{actor['role']}-{actor['rank']}", actor["pid"])
 
     def _remember(self, role: Any) -> None:
@@ -104,15 +116,17 @@ class Engines:
             )
 
 
-def why_no_several_machines(config: ClusterConfig, machines: int) -> str | None:
+def why_no_several_machines(
+    config: ClusterConfig, machines: int, shared_store: str | None = None
+) -> str | None:
     """Why roles cannot be spread over so many machines; None if they can."""
-    if machines <= 1 or config.store_is_shared:
+    if machines <= 1 or config.store_is_shared or shared_store is not None:
         return None
     return (
         f"the cluster has {machines} machines, and roles on each read models from the store and "
-        "write checkpoints there: put `run.store` and `run.runs` on a file system that all of them "
-        "see at the same path and say so with `cluster.store_is_shared = true`, or use one "
-        "machine. `run.shared_store` alone does not do: it carries finished stages only"
+        "write checkpoints there: name a place on S3 as `run.shared_store`, by which both travel, "
+        "or put `run.store` and `run.runs` on a file system that all of them see at the same path "
+        "and say so with `cluster.store_is_shared = true`, or use one machine"
     )
 
 

@@ -92,7 +92,9 @@ def make_plan(
         steps=config.ppo.steps,
         alternatives=tuple(run_alternatives(config, shape, lengths, machines)),
         notes=tuple(_notes(config, machines)),
-        refusal=why_no_several_machines(config.cluster, len(machines.nodes)),
+        refusal=why_no_several_machines(
+            config.cluster, len(machines.nodes), config.run.shared_store
+        ),
     )
 
 

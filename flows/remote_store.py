@@ -8,23 +8,16 @@
 A file is named by its content, so two writers never overwrite each other's, and what a broken
 upload left is nobody's: without a manifest nothing refers to it. S3 puts an object whole or not
 at all, and every byte that is fetched is compared with the manifest.
-
-Credentials, region and endpoint are the AWS ones of the environment (AWS_ACCESS_KEY_ID, ...,
-AWS_ENDPOINT_URL for other servers than Amazon's): none of them is a setting of a run.
 """
 
-import hashlib
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from alignment.errors import StoreError
+from alignment.shared_objects import SharedObjects
 from flows.durable import disk_errors, made_folder, sync_tree, write_json
 from flows.manifest import (
     MANIFEST_NAME,
@@ -36,22 +29,7 @@ from flows.manifest import (
 )
 
 SCHEMA_VERSION = 1
-_BLOCK_BYTES = 8 << 20
-_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S, _ATTEMPTS = 5.0, 30.0, 3
 _FOLDER_DIGITS = 16
-_ADVICE = (
-    ("NO_SUCH_BUCKET", "make the bucket, or mend `run.shared_store`"),
-    (
-        "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE|403|TOKEN",
-        "check the AWS credentials (names "
-        "in the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
-        "AWS_PROFILE) and that they may read and write there",
-    ),
-    (
-        "NETWORK_CONNECTION|curlCode|TIMEOUT|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE",
-        "see that the server is up and reachable (AWS_ENDPOINT_URL, AWS_REGION)",
-    ),
-)
 
 
 class RemoteStore:
@@ -62,18 +40,16 @@ class RemoteStore:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.url = url.rstrip("/")
-        self._root = f"{parts.netloc}{parts.path}".rstrip("/")
+        self._objects = SharedObjects(url)
+        self.url, self._told = self._objects.url, self._objects.told
         with self._told("opening it"):
-            self._files = _file_system()
-            self._open_schema(parts.netloc)
+            self._open_schema()
 
     def manifest(self, stage: str, key: str, folder: Path) -> Artifact | None:
         """The manifest of a stage, as an artifact that lies or would lie in `folder`."""
         path = self._manifest_path(stage, key)
         with self._told(f"reading the manifest of {stage}"):
-            told = self._read(path)
+            told = self._objects.read(path)
         if told is None:
             return None
         artifact = manifest_from_json(told, folder, f"{self.url} ({path})")
@@ -100,7 +76,7 @@ class RemoteStore:
                 self._put_object(artifact.folder / OUTPUTS_FOLDER / output.path, output)
         told = json.dumps(artifact_as_json(artifact), ensure_ascii=False).encode()
         with self._told(f"publishing the manifest of {artifact.stage}"):
-            self._write(self._manifest_path(artifact.stage, artifact.key), told)
+            self._objects.write(self._manifest_path(artifact.stage, artifact.key), told)
 
     def fetch(self, artifact: Artifact) -> Artifact:
         """Bring a stage's files into `artifact.folder`, whole or not at all; manifest last.
@@ -133,25 +109,27 @@ class RemoteStore:
     def write_note(self, name: str, content: Mapping[str, Any]) -> None:
         """Put a small record there, e.g. what a Ray job is asked to do."""
         with self._told(f"writing {name}"):
-            self._write(f"{self._root}/{name}", json.dumps(content, ensure_ascii=False).encode())
+            self._objects.write(
+                f"{self._objects.root}/{name}", json.dumps(content, ensure_ascii=False).encode()
+            )
 
     def read_note(self, name: str) -> bytes | None:
         """A small record that `write_note` has put there; None if there is none."""
         with self._told(f"reading {name}"):
-            return self._read(f"{self._root}/{name}")
+            return self._objects.read(f"{self._objects.root}/{name}")
 
-    def _open_schema(self, bucket: str) -> None:
-        from pyarrow import fs
-
-        if self._files.get_file_info(bucket).type == fs.FileType.NotFound:
+    def _open_schema(self) -> None:
+        if not self._objects.has_bucket():
             raise StoreError(
-                f"shared store {self.url}: there is no bucket {bucket}; make it, or mend "
-                "`run.shared_store`"
+                f"shared store {self.url}: there is no bucket {self._objects.bucket}; make it, or "
+                "mend `run.shared_store`"
             )
-        path = f"{self._root}/schema.json"
-        told = self._read(path)
+        path = f"{self._objects.root}/schema.json"
+        told = self._objects.read(path)
         if told is None:
-            self._write(path, json.dumps({"alignflow_shared_store": SCHEMA_VERSION}).encode())
+            self._objects.write(
+                path, json.dumps({"alignflow_shared_store": SCHEMA_VERSION}).encode()
+            )
             return
         try:
             found = json.loads(told)["alignflow_shared_store"]
@@ -173,95 +151,23 @@ class RemoteStore:
             )
 
     def _manifest_path(self, stage: str, key: str) -> str:
-        return f"{self._root}/stages/{stage}/{key[:_FOLDER_DIGITS]}/{MANIFEST_NAME}"
-
-    def _object_path(self, output: OutputFile) -> str:
-        return f"{self._root}/objects/{output.sha256[:2]}/{output.sha256}"
+        return f"{self._objects.root}/stages/{stage}/{key[:_FOLDER_DIGITS]}/{MANIFEST_NAME}"
 
     def _put_object(self, source: Path, output: OutputFile) -> None:
-        path = self._object_path(output)
-        # A stream that breaks off may leave a shorter object under the name: sizes tell.
-        if self._files.get_file_info(path).size != output.bytes:
-            with source.open("rb") as file, self._files.open_output_stream(path) as sink:
-                while block := file.read(_BLOCK_BYTES):
-                    sink.write(block)
-        size = self._files.get_file_info(path).size
-        if size != output.bytes:
-            raise OSError(f"{path} has {size} bytes after the upload, not {output.bytes}")
+        self._objects.put_file(source, output.sha256, output.bytes)
 
     def _get_object(self, output: OutputFile, target: Path, artifact: Artifact) -> None:
         made_folder(target.parent)
-        digest = hashlib.sha256()
-        try:
-            source = self._files.open_input_stream(self._object_path(output))
-        except FileNotFoundError:
-            raise self._damaged(output, artifact, "is missing") from None
-        with source, target.open("wb") as file:
-            while block := source.read(_BLOCK_BYTES):
-                digest.update(block)
-                file.write(block)
-        if digest.hexdigest() != output.sha256:
-            raise self._damaged(output, artifact, "is not what its manifest says")
+        problem = self._objects.get_file(output.sha256, target)
+        if problem is not None:
+            raise self._damaged(output, artifact, problem)
 
     def _damaged(self, output: OutputFile, artifact: Artifact, what: str) -> StoreError:
         path, manifest = (
-            self._object_path(output),
+            self._objects.object_path(output.sha256),
             self._manifest_path(artifact.stage, artifact.key),
         )
         return StoreError(
             f"shared store {self.url} is damaged: {path}, file {output.path} of {artifact.stage}, "
             f"{what}; delete it and {manifest} and run again, the stage is then redone"
         )
-
-    def _read(self, path: str) -> bytes | None:
-        try:
-            with self._files.open_input_stream(path) as stream:
-                content: bytes = stream.read()
-        except FileNotFoundError:
-            return None
-        return content
-
-    def _write(self, path: str, content: bytes) -> None:
-        with self._files.open_output_stream(path) as stream:
-            stream.write(content)
-
-    @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        """Turn the server's refusals into a StoreError that says what to do."""
-        try:
-            yield
-        except OSError as error:
-            text = " ".join(str(error).split())
-            if not _from_server(error):
-                raise
-            advice = next((do for found, do in _ADVICE if re.search(found, text)), "")
-            raise StoreError(
-                f"shared store {self.url}: {doing} failed ({text}); "
-                f"{advice or 'see what the server says'}. Then run the same command again: "
-                "finished stages are kept here, and nothing half-done counts there"
-            ) from error
-
-
-def _from_server(error: OSError) -> bool:
-    """Errors of the local disk carry a number, those of the server do not."""
-    return error.errno is None
-
-
-def _file_system() -> Any:
-    from pyarrow import fs
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    where: dict[str, Any] = {}
-    if endpoint:
-        parts = urlsplit(endpoint if "//" in endpoint else f"https://{endpoint}")
-        where = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region or endpoint:
-        where["region"] = region or "us-east-1"
-    return fs.S3FileSystem(
-        **where,
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        request_timeout=_REQUEST_TIMEOUT_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        background_writes=False,
-    )

@@ -26,7 +26,13 @@ def running(config: PipelineConfig, options: RunOptions) -> Iterator[RunContext]
         loggers = stack.enter_context(Loggers(config.run, record.folder))
         memory = stack.enter_context(MemorySampler())
         progress = stack.enter_context(_progress(options))
-        engines = Engines(config.cluster, clock=clock, memory=memory, logs=record.folder / "logs")
+        engines = Engines(
+            config.cluster,
+            clock=clock,
+            memory=memory,
+            logs=record.folder / "logs",
+            shared_store=config.run.shared_store,
+        )
         stack.callback(engines.close)
         try:
             yield RunContext(

@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ def save_engine_checkpoint(
 ) -> None:
     """Write weights, optimiser, schedule and this rank's random states to `folder`.
 
-    Every rank calls it. Rank 0 writes `contents.json` last, so a folder without it is not a
-    checkpoint. Where only adapters are trained, `base_digest` says on what; the frozen weights
-    are left out, and the digest is written instead.
+    Every rank calls it, with the same folder or each with one of its own, to be put together
+    later. Rank 0 writes `contents.json` last, so a folder without it is not a checkpoint. Where
+    only adapters are trained, `base_digest` says on what; the frozen weights are left out, and
+    the digest is written instead.
     """
     from deepspeed.checkpoint.constants import (
         UNIVERSAL_CHECKPOINT_INFO,
@@ -31,7 +34,7 @@ def save_engine_checkpoint(
         UNIVERSAL_CHECKPOINT_VERSION_VALUE,
     )
 
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TAG).mkdir(parents=True, exist_ok=True)
     # Lets DeepSpeed's ds_to_universal change the number of ranks of ZeRO 1 and 2 later.
     universal = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     engine.save_checkpoint(
@@ -42,15 +45,25 @@ def save_engine_checkpoint(
     )
     torch.save(_random_states(), folder / _random_file(rank))
     dist.barrier()
+    sizes: list[dict[str, int]] = [{} for _ in range(num_ranks)]
+    dist.all_gather_object(sizes, _sizes_below(folder))
     if rank == 0:
-        _write_contents(engine, folder, num_ranks, base_digest)
+        _write_contents(engine, folder, ChainMap(*sizes), num_ranks, base_digest)
     dist.barrier()
 
 
 def load_engine_checkpoint(
-    engine: Any, folder: Path, *, rank: int, num_ranks: int, base_digest: str | None = None
+    engine: Any,
+    folder: Path,
+    *,
+    rank: int,
+    num_ranks: int,
+    base_digest: str | None = None,
+    is_own_copy: bool = False,
 ) -> None:
     """Restore what `save_engine_checkpoint` wrote, also by another number of ranks.
+
+    `is_own_copy` tells that no other rank sees this rank's `folder`.
 
     With the same ranks training continues to the bit. With others it continues with other
     rounding, and a rank that was not there before keeps the random states it started with.
@@ -64,24 +77,36 @@ def load_engine_checkpoint(
     if contents["ranks"] == num_ranks:
         loaded, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
     else:
-        loaded, _ = load_with_other_ranks(engine, folder, TAG, rank=rank, strict=strict)
+        loaded, _ = load_with_other_ranks(
+            engine, folder, TAG, converts=is_own_copy or rank == 0, strict=strict
+        )
     if loaded is None:
         raise CheckpointError(f"checkpoint {folder} holds no DeepSpeed state; delete it")
     if (folder / _random_file(rank)).is_file():
         _restore_random_states(torch.load(folder / _random_file(rank), weights_only=False))
 
 
-def _write_contents(engine: Any, folder: Path, num_ranks: int, base_digest: str | None) -> None:
+def _sizes_below(folder: Path) -> dict[str, int]:
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != CONTENTS]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
+
+
+def _write_contents(
+    engine: Any,
+    folder: Path,
+    sizes: Mapping[str, int],
+    num_ranks: int,
+    base_digest: str | None,
+) -> None:
     import deepspeed
 
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != CONTENTS]
     contents = {
         "ranks": num_ranks,
         "zero_stage": int(engine.zero_optimization_stage()),
         "steps": engine.global_steps,
         "base_digest": base_digest,
         "deepspeed": deepspeed.__version__,
-        "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
+        "files": dict(sorted(sizes.items())),
     }
     (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
 

@@ -17,9 +17,10 @@ def explain_failures(
     failures: Mapping[int, Exception],
     *,
     pids: Mapping[int, int],
+    hosts: Mapping[int, str],
     logs: Path,
 ) -> AlignmentError:
-    """The error to raise for the failed ranks of one call.
+    """The error to raise for the failed ranks of one call; `hosts` are those other than this one.
 
     When a rank is lost, its peers fail too, with a broken connection. So a rank's own
     AlignmentError comes first, then a death, then anything else.
@@ -30,13 +31,13 @@ def explain_failures(
         if isinstance(cause, AlignmentError):
             return cause
         return ClusterError(
-            f"{role} rank {rank} failed in {operation}: {type(cause).__name__}: {cause}\n"
-            f"{_own_traceback(error)}"
+            f"{role} rank {rank}{_on(hosts.get(rank))} failed in {operation}: "
+            f"{type(cause).__name__}: {cause}\n{_own_traceback(error)}"
         )
-    pid = pids.get(rank)
-    who = f"{role} rank {rank}" + (f" (process {pid})" if pid else "")
+    pid, host = pids.get(rank), hosts.get(rank)
+    who = f"{role} rank {rank}" + (f" (process {pid}{_on(host)})" if pid else "")
     return LostActorError(
-        f"{who} died in {operation}: {_reason(error)}\n{log_tail(logs, pid)}"
+        f"{who} died in {operation}: {_reason(error)}\n{log_tail(logs, pid, host)}"
         "A stage that was interrupted goes on from its newest checkpoint when run again."
     )
 
@@ -49,15 +50,17 @@ def explain_timeout(
     limit_s: float,
     setting: str,
     pids: Mapping[int, int],
+    hosts: Mapping[int, str],
     states: Mapping[int, str | None],
     logs: Path,
 ) -> ClusterError:
     """The error for a call that some ranks did not answer in time.
 
-    `states` are the letters of `process_identity.STATES`, of ranks on this machine: the ranks of
-    a role wait for each other, so the one that does something else comes first.
+    `hosts` are those other than this one. `states` are the letters of `process_identity.STATES`,
+    of ranks on this host: the ranks of a role wait for each other, so the one that does something
+    else comes first.
     """
-    ranks = ", ".join(f"rank {rank}" for rank in waiting)
+    ranks = ", ".join(f"rank {rank}{_on(hosts.get(rank))}" for rank in waiting)
     told = {rank: states.get(rank) for rank in waiting}
     suspects = sorted(waiting, key=lambda rank: told[rank] in ("S", None))
     seen = ", ".join(
@@ -68,15 +71,26 @@ def explain_timeout(
     return ClusterError(
         f"{role} {ranks} did not answer {operation} within {limit_s:g} s\n"
         f"{seen + chr(10) if seen else ''}"
-        f"{log_tail(logs, pids.get(suspects[0]))}"
-        f"Raise `cluster.{setting}` if the work really takes longer."
+        f"{log_tail(logs, pids.get(suspects[0]), hosts.get(suspects[0]))}"
+        f"{_reach(hosts, waiting)}Raise `cluster.{setting}` if the work really takes longer."
     )
 
 
-def log_tail(logs: Path, pid: int | None) -> str:
-    """The end of a process's output, if this machine has it; empty otherwise."""
+def _on(host: str | None) -> str:
+    return f" on {host}" if host else ""
+
+
+def _reach(hosts: Mapping[int, str], waiting: list[int]) -> str:
+    names = sorted({hosts[rank] for rank in waiting if rank in hosts})
+    return f"See that {', '.join(names)} can be reached from here. " if names else ""
+
+
+def log_tail(logs: Path, pid: int | None, host: str | None = None) -> str:
+    """The end of a process's output if this host has it, else where it is; empty if unknown."""
     if pid is None:
         return ""
+    if host is not None:
+        return f"its log is on {host}: {logs}/worker-*-{pid}.err\n"
     lines = []
     for file in sorted(logs.glob(f"worker-*-{pid}.err")) + sorted(logs.glob(f"worker-*-{pid}.out")):
         text = file.read_text(encoding="utf-8", errors="replace")

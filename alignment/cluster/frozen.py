@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alignment.cluster.carried_folders import ActorOfSomeHost
 from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.shards import Shard
 from alignment.models.loading import load_frozen_module
@@ -11,7 +12,7 @@ from alignment.models.passes import Module, logprobs_of, scores_of
 from alignment.role_specs import FrozenSpec
 
 
-class FrozenActor:
+class FrozenActor(ActorOfSomeHost):
     """One independent copy of the model; ranks share the rows of a batch."""
 
     def __init__(self, spec: FrozenSpec, *, rank: int) -> None:

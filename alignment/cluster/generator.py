@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment.cluster.carried_folders import ActorOfSomeHost, kept_model
 from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.weights import (
     FolderWeights,
@@ -41,7 +42,7 @@ class GeneratedResponse:
     policy_version: int
 
 
-class GeneratorActor:
+class GeneratorActor(ActorOfSomeHost):
     """One vLLM engine on no GPU, one, or several (tensor parallel)."""
 
     def __init__(self, spec: GeneratorSpec, config: ClusterConfig, *, rank: int) -> None:
@@ -95,7 +96,7 @@ class GeneratorActor:
                 log-probabilities; it refuses to generate from then on.
         """
         if isinstance(weights, FolderWeights):
-            self._load_folder(weights.folder)
+            self._load_folder(kept_model(weights.folder))
             self.adopt_weights(version, None)
         else:
             self._load_buckets(weights, version)

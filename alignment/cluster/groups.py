@@ -1,5 +1,6 @@
 """The actors of one role, called together: one answer a rank, or one error for all."""
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class ActorGroup:
         self.gpus_per_rank = gpus_per_rank
         self._call_timeout_s = call_timeout_s
         self._pids: dict[int, int] = {}
+        self._hosts: dict[int, str] = {}
         self._processes: dict[int, ProcessIdentity] = {}
         self._lost: str | None = None
 
@@ -123,6 +125,9 @@ class ActorGroup:
     def remember_processes(self, described: Sequence[dict[str, Any]]) -> None:
         """Keep the ranks' processes, so that a later death or halt can be named."""
         self._pids = {rank: facts["pid"] for rank, facts in enumerate(described)}
+        here = socket.gethostname()
+        hosts = {rank: facts.get("host", here) for rank, facts in enumerate(described)}
+        self._hosts = {rank: host for rank, host in hosts.items() if host != here}
         known = {rank: facts.get("process") for rank, facts in enumerate(described)}
         self._processes = {rank: process for rank, process in known.items() if process}
         record_processes(self.logs.resolve().parents[1], self._processes.values())
@@ -138,7 +143,12 @@ class ActorGroup:
         error: Exception
         if failures:
             error = explain_failures(
-                self.role, operation, failures, pids=self._pids, logs=self.logs
+                self.role,
+                operation,
+                failures,
+                pids=self._pids,
+                hosts=self._hosts,
+                logs=self.logs,
             )
         else:
             error = explain_timeout(
@@ -148,6 +158,7 @@ class ActorGroup:
                 limit_s=deadline.limit_s,
                 setting=deadline.setting,
                 pids=self._pids,
+                hosts=self._hosts,
                 states={rank: state_of(process) for rank, process in self._processes.items()},
                 logs=self.logs,
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignment.cluster.carried_folders import Carrier, fetch_folder, send_folder
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup, Call
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
@@ -33,8 +34,10 @@ from alignment.training.roles import Loss, StepReport
 class RemoteRole:
     """A role on its actors."""
 
-    def __init__(self, group: ActorGroup) -> None:
+    def __init__(self, group: ActorGroup, carrier: Carrier | None = None) -> None:
         self.group = group
+        self.carrier = carrier
+        """Takes folders to the role's hosts and back; None where they share the driver's disk."""
 
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind each rank: process, engine and its version, device, memory."""
@@ -77,15 +80,28 @@ class RemoteTrainable(RemoteRole):
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write weights, optimiser, schedule and random states of every rank."""
-        self.group.call("save_checkpoint", folder.absolute())
+        self._write("save_checkpoint", folder)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Restore all of it; CheckpointError names a missing part."""
-        self.group.call("load_checkpoint", folder.absolute())
+        if self.carrier is None:
+            self.group.call("load_checkpoint", folder.absolute())
+            return
+        with self.carrier.passing_place() as place:
+            self.group.call("load_checkpoint", send_folder(folder, place.url))
 
     def export(self, folder: Path) -> None:
         """Write the weights as a loadable folder."""
-        self.group.call("export", folder.absolute())
+        self._write("export", folder)
+
+    def _write(self, operation: str, folder: Path) -> None:
+        """Let the ranks write into the driver's folder, or fetch into it what they have sent."""
+        if self.carrier is None:
+            self.group.call(operation, folder.absolute())
+            return
+        with self.carrier.passing_place() as place:
+            for sent in self.group.call(operation, place):
+                fetch_folder(sent, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +247,8 @@ class RemoteGenerator(RemoteRole):
                 weights.policy.require_alive("holding its weights")  # else its death is the reason
                 raise
         else:
+            if self.carrier is not None and isinstance(weights.folder, Path):
+                weights = FolderWeights(folder=self.carrier.model(weights.folder))
             self.group.call("load_weights", weights, version)
 
 

@@ -1,6 +1,6 @@
 """A cluster for the length of one stage: start roles on it, and leave nothing behind."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from alignment.cluster.carried_folders import CarriedFolder, Carrier
 from alignment.cluster.frozen import FrozenActor
 from alignment.cluster.generator import GeneratorActor
 from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
@@ -38,23 +39,31 @@ from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableS
 class Cluster:
     """Roles on Ray actors. Use `Cluster.open`; roles live until it closes or they are stopped."""
 
-    def __init__(self, config: ClusterConfig, *, logs: Path) -> None:
+    def __init__(
+        self, config: ClusterConfig, *, logs: Path, shared_store: str | None = None
+    ) -> None:
         self.config = config
         self.logs = logs
+        carries = shared_store is not None and not config.store_is_shared
+        self._carrier = Carrier(shared_store) if shared_store is not None and carries else None
         self._roles: dict[str, RemoteRole] = {}
         self._reserved: list[tuple[ReservedPlacement, set[str]]] = []
 
     @classmethod
     @contextmanager
-    def open(cls, config: ClusterConfig, *, log_folder: Path) -> Iterator["Cluster"]:
+    def open(
+        cls, config: ClusterConfig, *, log_folder: Path, shared_store: str | None = None
+    ) -> Iterator["Cluster"]:
         """A private Ray, or the one at `config.address`, and on exit nothing of ours left on it.
 
         Args:
             config: the `[cluster]` settings.
             log_folder: gets a folder `ray` with every actor's output (private Ray only).
+            shared_store: `s3://bucket/prefix` that every machine reaches, by which folders travel
+                where there are several machines and `config.store_is_shared` is off.
         """
         with ray_runtime(config, log_folder=log_folder) as logs:
-            cluster = cls(config, logs=logs)
+            cluster = cls(config, logs=logs, shared_store=shared_store)
             try:
                 yield cluster
             finally:
@@ -81,21 +90,25 @@ class Cluster:
         taken = [spec.name for spec in specs if spec.name in self._roles]
         if taken:
             raise ClusterError(f"role {taken[0]} is running already; stop it first")
-        placement = plan_placement(specs, cluster_nodes())
+        nodes = cluster_nodes()
+        carrier = self._carrier if len(nodes) > 1 else None
+        placement = plan_placement(specs, nodes)
+        own = [spec for spec in specs if shares_with(spec) is None]
+        models = {spec.name: carrier.model(spec.model_folder) for spec in own} if carrier else {}
         reserved = reserve_placement(placement, timeout_s=self.config.start_timeout_s)
         groups: dict[str, ActorGroup] = {}
-        own = [spec for spec in specs if shares_with(spec) is None]
         try:
             for spec in own:
                 groups[spec.name] = self._create_actors(spec, reserved)
-            self._start_engines(own, groups)
+            self._start_engines(own, groups, models)
         except BaseException:
             for group in groups.values():
                 group.end("a role did not start")
             reserved.release()
             raise
         started = {
-            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name]) for spec in specs
+            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], carrier)
+            for spec in specs
         }
         self._roles |= started
         self._reserved.append((reserved, set(started)))
@@ -142,10 +155,22 @@ class Cluster:
             return spec, self.config.call_timeout_s
         return (spec,)
 
-    def _start_engines(self, specs: Sequence[RoleSpec], groups: dict[str, ActorGroup]) -> None:
-        """All side by side: the slowest role decides how long it takes."""
+    def _start_engines(
+        self,
+        specs: Sequence[RoleSpec],
+        groups: dict[str, ActorGroup],
+        models: Mapping[str, CarriedFolder],
+    ) -> None:
+        """All side by side: the slowest role decides how long it takes.
+
+        `models` are those that the roles cannot read from the driver's disk.
+        """
         deadline = Deadline.after(self.config.start_timeout_s, "start_timeout_s")
         described = {n: g.submit("describe", [()] * len(g)) for n, g in groups.items()}
+        fetched = [
+            groups[name].submit("take_model", [(model,)] * len(groups[name]))
+            for name, model in models.items()
+        ]
         meetings = {
             spec.name: groups[spec.name].submit("open_meeting_point", [()])
             for spec in specs
@@ -156,7 +181,7 @@ class Cluster:
             for name, group in groups.items()
             if name not in meetings
         ]
-        wait_for_all([*described.values(), *meetings.values()], deadline)
+        wait_for_all([*described.values(), *fetched, *meetings.values()], deadline)
         for name, group in groups.items():
             facts = described[name].wait(deadline)
             group.remember_processes(facts)
@@ -180,11 +205,12 @@ def _engine_of(spec: RoleSpec) -> EngineName:
     return "torch" if isinstance(spec, FrozenSpec) else "vllm"
 
 
-def _proxy(spec: RoleSpec, group: ActorGroup) -> RemoteRole:
+def _proxy(spec: RoleSpec, group: ActorGroup, carrier: Carrier | None) -> RemoteRole:
     if isinstance(spec, GeneratorSpec):
-        return RemoteGenerator(group)
+        return RemoteGenerator(group, carrier)
     if isinstance(spec, FrozenSpec):
         if spec.adapter_off is not None:
             return SharedReference(group, spec)
         return RemoteReference(group) if spec.kind == "language" else RemoteRewardModel(group)
-    return RemotePolicy(group) if spec.kind == "language" else RemoteValueTrainable(group)
+    trainable = RemotePolicy if spec.kind == "language" else RemoteValueTrainable
+    return trainable(group, carrier)

@@ -11,6 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignment.cluster.carried_folders import (
+    ActorOfSomeHost,
+    CarriedFolder,
+    PassingPlace,
+    reading_from,
+    writing_to,
+)
 from alignment.cluster.deepspeed_engine import (
     ClipAndReport,
     EngineModule,
@@ -51,7 +58,7 @@ PROBE_TOKENS = 32
 """Length of the sequence on which a rollout engine proves that it has the policy's weights."""
 
 
-class TrainableActor:
+class TrainableActor(ActorOfSomeHost):
     """One rank of a language or value model with an optimiser."""
 
     def __init__(self, spec: TrainableSpec, timeout_s: float, *, rank: int) -> None:
@@ -189,36 +196,45 @@ class TrainableActor:
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
     @gives_memory_back
-    def save_checkpoint(self, folder: Path) -> None:
+    def save_checkpoint(self, target: Path | PassingPlace) -> CarriedFolder | None:
         """Weights, their average, optimiser, schedule and random states of this rank."""
-        if self.rank == 0:
-            self._average.save(folder)
-        save_engine_checkpoint(
-            self._engine,
-            folder,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
-            base_digest=self._base_digest,
-        )
+        with writing_to(target) as written:
+            if self.rank == 0:
+                self._average.save(written.folder)
+            save_engine_checkpoint(
+                self._engine,
+                written.folder,
+                rank=self.rank,
+                num_ranks=self.num_ranks,
+                base_digest=self._base_digest,
+            )
+        return written.sent
 
-    def load_checkpoint(self, folder: Path) -> None:
+    def load_checkpoint(self, source: Path | CarriedFolder) -> None:
         """Restore all of it; CheckpointError names a missing part."""
-        load_engine_checkpoint(
-            self._engine,
-            folder,
-            rank=self.rank,
-            num_ranks=self.num_ranks,
-            base_digest=self._base_digest,
-        )
-        self._average.load(folder)
+        with reading_from(source) as folder:
+            load_engine_checkpoint(
+                self._engine,
+                folder,
+                rank=self.rank,
+                num_ranks=self.num_ranks,
+                base_digest=self._base_digest,
+                is_own_copy=isinstance(source, CarriedFolder),
+            )
+            self._average.load(folder)
 
     @gives_memory_back
-    def export(self, folder: Path) -> None:
+    def export(self, target: Path | PassingPlace) -> CarriedFolder | None:
         """Rank 0 writes the weights, or their average, as a loadable folder."""
-        with gathered_parameters(list(self._own.parameters())), self._average.in_place():
+        with (
+            writing_to(target) as written,
+            gathered_parameters(list(self._own.parameters())),
+            self._average.in_place(),
+        ):
             if self.rank == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._own.save(folder)
+                written.folder.mkdir(parents=True, exist_ok=True)
+                self._own.save(written.folder)
+        return written.sent
 
     def describe(self) -> dict[str, Any]:
         """What runs behind this rank."""

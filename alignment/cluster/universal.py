@@ -23,19 +23,24 @@ UNIVERSAL_TAG = "universal"
 LINES_SHOWN = 5
 
 
-def load_with_other_ranks(engine: Any, folder: Path, tag: str, *, rank: int, strict: bool) -> Any:
+def load_with_other_ranks(
+    engine: Any, folder: Path, tag: str, *, converts: bool, strict: bool
+) -> Any:
     """What `engine.load_checkpoint` returns, for a checkpoint of another number of ranks.
+
+    A rank `converts` if it is to make the new checkpoint in `folder`: one of those that share it.
 
     Raises:
         CheckpointError: DeepSpeed cannot convert the checkpoint; on every rank, with its reason.
     """
     if engine.zero_optimization_stage() == 0:
         return engine.load_checkpoint(str(folder), tag=tag, load_module_strict=strict)
-    problem = [_convert(folder, tag) if rank == 0 else None]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, _convert(folder, tag) if converts else None)
+    problem = next((told for told in problems if told is not None), None)
+    if problem is not None:
         raise CheckpointError(
-            f"checkpoint {folder} cannot be cut for {dist.get_world_size()} ranks: {problem[0]}; "
+            f"checkpoint {folder} cannot be cut for {len(problems)} ranks: {problem}; "
             "set `ranks` back"
         )
     # DeepSpeed asks its configuration at the moment of loading, not before.
@@ -46,7 +51,7 @@ def load_with_other_ranks(engine: Any, folder: Path, tag: str, *, rank: int, str
     finally:
         engine._config.load_universal_checkpoint = False
         dist.barrier()
-        if rank == 0:
+        if converts:
             shutil.rmtree(folder / UNIVERSAL_TAG, ignore_errors=True)
             (folder / f"latest_{UNIVERSAL_TAG}").unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import ray
 import torch
 from torch import Tensor
 
+from alignment.cluster.carried_folders import CarriedFolder
 from alignment.errors import ModelError
 from alignment.models.lora import PublishedWeight
 
@@ -50,9 +51,9 @@ class ObjectStoreWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderWeights:
-    """The weights in a model folder that every rollout engine's machine can read."""
+    """The weights in a model folder, one that the engines' hosts can read or one to fetch."""
 
-    folder: Path
+    folder: Path | CarriedFolder
 
 
 def weights_from_folder(folder: Path) -> FolderWeights:

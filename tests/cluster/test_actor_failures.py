@@ -79,6 +79,28 @@ def test_a_call_that_takes_too_long_names_the_setting(group: ActorGroup) -> None
         group.call("sleep", 3600.0)
 
 
+def test_ranks_on_another_host_are_named_with_it(group: ActorGroup) -> None:
+    described = [facts | {"host": "host-7"} for facts in group.call("describe")]
+    group.remember_processes(described)
+    group._call_timeout_s = 0.5
+    with pytest.raises(ClusterError) as failure:
+        group.call("sleep", 3600.0)
+    message, pid = str(failure.value), described[0]["pid"]
+    ranks = "critic rank 0 on host-7, rank 1 on host-7"
+    assert message.startswith(f"{ranks} did not answer sleep within 0.5 s\n")
+    assert "See that host-7 can be reached from here." in message
+    assert f"its log is on host-7: {group.logs}/worker-*-{pid}.err" in message
+
+
+def test_a_death_on_another_host_is_named_with_it(group: ActorGroup) -> None:
+    described = [facts | {"host": "host-7"} for facts in group.call("describe")]
+    group.remember_processes(described)
+    with pytest.raises(ClusterError) as failure:
+        group.call("die_on", 1)
+    pid = described[1]["pid"]
+    assert str(failure.value).startswith(f"critic rank 1 (process {pid} on host-7) died in die_on")
+
+
 def test_a_stopped_rank_is_named_and_ended(group: ActorGroup) -> None:
     pids = [facts["pid"] for facts in group.call("describe")]
     group._call_timeout_s = 2.0

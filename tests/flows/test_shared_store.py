@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 from pydantic import ValidationError
+from s3_server import point_to, s3_server
 
 from alignment.config import ClusterConfig, RunConfig
 from alignment.errors import StoreError
@@ -34,24 +35,8 @@ URL = "s3://bucket/store"
 
 @pytest.fixture(scope="module")
 def server():
-    """Address of a running S3 server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
-
-
-def point_to(monkeypatch, address):
-    for name in list(os.environ):
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+    with s3_server() as address:
+        yield address
 
 
 def ask(server, path, body=b""):
@@ -357,4 +342,5 @@ def test_address_that_cannot_be_used_is_refused(url, words):
 def test_several_machines_need_a_store_that_all_see():
     assert why_no_several_machines(ClusterConfig(), 1) is None
     assert "has 3 machines" in why_no_several_machines(ClusterConfig(), 3)
+    assert why_no_several_machines(ClusterConfig(), 3, URL) is None
     assert why_no_several_machines(ClusterConfig(store_is_shared=True), 3) is None
