@@ -96,18 +96,16 @@ class RayOnHosts:
         )
         self._nodes[name] = self.start(name, *command).process
 
-    def wait_until_alive(self) -> None:
-        """Until exactly these hosts are alive for the head."""
-        addresses = [self.net.hosts[name].address for name in self.names]
+    def wait_until_alive(self, *, without: str | None = None) -> None:
+        """Until exactly these hosts, or all but one of them, are alive for the head."""
+        names = [name for name in self.names if name != without]
+        addresses = [self.net.hosts[name].address for name in names]
         check = (sys.executable, "-c", ALIVE, self.address, *addresses)
         self.head.run(*check, env=self.environment, timeout_s=200)
 
-    def start_again_if_lost(self, name: str) -> None:
-        """Wait a moment for the node to find its way back; start a new one if it has ended."""
-        try:
-            self._nodes[name].wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            return
+    def start_again(self, name: str) -> None:
+        """Start a node anew where the head gave one up, whose processes end when they hear so."""
+        self._nodes[name].wait(timeout=120)
         self.start_node(name)
 
     def start(self, name: str, *arguments: str) -> Command:

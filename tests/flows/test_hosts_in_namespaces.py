@@ -87,8 +87,9 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
     cut_at, cut = run_and_cut(net, cluster, settings)
     checkpoints = [f for f in files_below(cluster.head, "store/stages/ppo") if "loop.json" in f]
 
+    cluster.wait_until_alive(without=CUT)
     net.connect(CUT)
-    cluster.start_again_if_lost(CUT)
+    cluster.start_again(CUT)
     cluster.wait_until_alive()
     resumed = cluster.start_run(CLUSTER[0], "tiny", settings).end(timeout_s=PATIENCE_S)
     assert resumed.code == 0, resumed.output
