@@ -1,14 +1,30 @@
 """What the user sees when an actor fails: its own error, or who died doing what."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray.exceptions import RayError, RayTaskError
 
 from alignment.cluster.process_identity import STATES
-from alignment.errors import AlignmentError, ClusterError, LostActorError
+from alignment.errors import AbsentClusterError, AlignmentError, ClusterError, LostActorError
 
 LOG_LINES = 20
+
+
+@contextmanager
+def lost_ray_named(doing: str) -> Iterator[None]:
+    """Turn what Ray raises when its head ended or was replaced into an AbsentClusterError."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise AbsentClusterError(
+            f"Ray was lost while {doing} ({type(error).__name__}): its head ended, or another one "
+            "took its place. A stage that was interrupted goes on from its newest checkpoint when "
+            "the same command is run again"
+        ) from error
 
 
 def explain_failures(

@@ -1,8 +1,10 @@
 """A placement plan (alignment.planning.placement) granted by Ray, all of it or nothing."""
 
+import logging
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -11,6 +13,8 @@ from alignment.planning.placement import NodeCapacity as NodeCapacity
 from alignment.planning.placement import Placement as Placement
 from alignment.planning.placement import number_text
 from alignment.planning.placement import plan_placement as plan_placement
+
+LOGGER = logging.getLogger(__name__)
 
 
 def cluster_nodes() -> list[NodeCapacity]:
@@ -44,7 +48,7 @@ class ReservedPlacement:
 
     def release(self) -> None:
         """Give everything back; actors still in it are ended by Ray."""
-        remove_placement_group(self._group)
+        _give_back(self._group)
 
 
 def reserve_placement(placement: Placement, *, timeout_s: float) -> ReservedPlacement:
@@ -68,6 +72,14 @@ def reserve_placement(placement: Placement, *, timeout_s: float) -> ReservedPlac
                 "cluster: wait for it, or raise `cluster.start_timeout_s`"
             )
     except BaseException:
-        remove_placement_group(group)
+        _give_back(group)
         raise
     return ReservedPlacement(placement, group)
+
+
+def _give_back(group: Any) -> None:
+    """A head that ended took its reservations along, and one that took its place has none."""
+    try:
+        remove_placement_group(group)
+    except RayError as error:
+        LOGGER.warning("a reservation was not given back, Ray was lost: %s", error)

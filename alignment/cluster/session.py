@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from alignment.cluster.carried_folders import CarriedFolder, Carrier
+from alignment.cluster.failures import lost_ray_named
 from alignment.cluster.frozen import FrozenActor
 from alignment.cluster.generator import GeneratorActor
 from alignment.cluster.groups import ActorGroup, Deadline, wait_for_all
@@ -84,12 +85,26 @@ class Cluster:
 
         Raises:
             ClusterError: they do not fit, or one does not start within `start_timeout_s`.
+            AbsentClusterError: Ray's head ended meanwhile.
             AlignmentError: what a role itself had to say, e.g. ModelError for its folder.
         """
         specs = [replace(spec, model_folder=spec.model_folder.absolute()) for spec in specs]
         taken = [spec.name for spec in specs if spec.name in self._roles]
         if taken:
             raise ClusterError(f"role {taken[0]} is running already; stop it first")
+        with lost_ray_named(f"starting {', '.join(spec.name for spec in specs)}"):
+            reserved, groups, carrier = self._start_groups(specs)
+        started = {
+            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], carrier)
+            for spec in specs
+        }
+        self._roles |= started
+        self._reserved.append((reserved, set(started)))
+        return dict(started)
+
+    def _start_groups(
+        self, specs: Sequence[RoleSpec]
+    ) -> tuple[ReservedPlacement, dict[str, ActorGroup], Carrier | None]:
         nodes = cluster_nodes()
         carrier = self._carrier if len(nodes) > 1 else None
         placement = plan_placement(specs, nodes)
@@ -106,13 +121,7 @@ class Cluster:
                 group.end("a role did not start")
             reserved.release()
             raise
-        started = {
-            spec.name: _proxy(spec, groups[shares_with(spec) or spec.name], carrier)
-            for spec in specs
-        }
-        self._roles |= started
-        self._reserved.append((reserved, set(started)))
-        return dict(started)
+        return reserved, groups, carrier
 
     def stop_roles(self, names: Iterable[str]) -> None:
         """End roles and give their processors back (together: when all started with them end)."""
