@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from alignment.cluster.connection import first_ready
 from alignment.cluster.failures import explain_failures, explain_timeout
 from alignment.cluster.leftovers import record_processes
 from alignment.cluster.process_identity import ProcessIdentity, kill, state_of
@@ -52,13 +53,14 @@ class Call:
             ClusterError: an actor died, failed otherwise, or did not answer in time. If some
                 rank has not answered by then, the whole group is ended: its ranks share
                 collectives, and one that waits for a lost peer would wait for ever.
+            AbsentClusterError: Ray itself ended.
         """
         answers: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         waiting = {reference: rank for rank, reference in enumerate(self.references)}
         limit = deadline
         while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=limit.remaining_s())
+            ready, _ = first_ready(list(waiting), timeout_s=limit.remaining_s())
             if not ready:
                 break
             rank = waiting.pop(ready[0])
@@ -181,7 +183,7 @@ def wait_for_all(calls: Sequence[Call], deadline: Deadline) -> None:
     owners = {reference: call for call in calls for reference in call.references}
     pending = list(owners)
     while pending:
-        ready, pending = ray.wait(pending, timeout=deadline.remaining_s())
+        ready, pending = first_ready(pending, timeout_s=deadline.remaining_s())
         if not ready:
             owners[pending[0]].wait(deadline)  # raises: nothing is left of the deadline
         for reference in ready:

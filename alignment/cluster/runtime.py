@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from alignment.cluster.connection import connected_to
 from alignment.cluster.leftovers import PREFIX, claim, remove_abandoned
 from alignment.cluster.process_identity import kill, processes_naming
 from alignment.config import ClusterConfig
@@ -64,7 +65,7 @@ def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) 
         with _environment(_private_environment()):
             logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
             try:
-                ray.init(
+                context = ray.init(
                     address="local",
                     num_cpus=os.cpu_count(),
                     num_gpus=num_gpus,
@@ -82,7 +83,8 @@ def _private_ray(config: ClusterConfig, log_folder: Path, num_gpus: int | None) 
                     "machine is less busy"
                 ) from error
             _link_logs(logs, scratch / "session_latest" / "logs")
-            yield logs
+            with connected_to(context):
+                yield logs
     finally:
         ray.shutdown()
         _keep_logs(logs, scratch / "session_latest" / "logs")
@@ -102,7 +104,8 @@ def _connected_ray(address: str) -> Iterator[Path]:
                 "start a private one"
             ) from error
         try:
-            yield Path(context.address_info["session_dir"]) / "logs"
+            with connected_to(context):
+                yield Path(context.address_info["session_dir"]) / "logs"
         finally:
             ray.shutdown()
 

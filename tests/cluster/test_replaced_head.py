@@ -33,11 +33,18 @@ from alignment.role_specs import FrozenSpec
 spec = FrozenSpec(name="first", kind="language", model_folder=Path(sys.argv[2]))
 with Cluster.open(ClusterConfig(address=sys.argv[1]), log_folder=Path(sys.argv[3])) as cluster:
     cluster.start_roles([spec])
+    reserved = cluster._reserved[0][0]
+    unanswered = cluster._create_actors(spec, reserved)  # has no room: nobody answers
+    call = unanswered.submit("describe", [()])
     print("STARTED", flush=True)
     sys.stdin.readline()
     try:
+        call.wait(unanswered.deadline())
+    except AbsentClusterError as error:
+        print("ENDED", error, flush=True)
+    try:
         with lost_ray_named("asking for room"):
-            reserve_placement(cluster._reserved[0][0].placement, timeout_s=20)
+            reserve_placement(reserved.placement, timeout_s=20)
     except AbsentClusterError as error:
         print("NAMED", error, flush=True)
 print("CLOSED", flush=True)
@@ -72,6 +79,7 @@ def test_a_driver_names_the_lost_head_closes_and_uses_the_new_one(
         kill_all(first)
     with started_head(port, environ):
         output, errors = driver.communicate("go on\n", timeout=120)
+    assert "ENDED Ray's process on this machine has ended" in output, output + errors
     assert "NAMED Ray was lost while asking for room" in output, output + errors
     assert output.splitlines()[-2:] == ["CLOSED", "AGAIN"], output + errors
     assert driver.returncode == 0
