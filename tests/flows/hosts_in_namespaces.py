@@ -32,6 +32,9 @@ FIRST_PROCESS = f"""
 set -e
 for place in {" ".join(OWN_PLACES)}; do mount -t tmpfs -o size=2g,mode=1777 tmpfs $place; done
 mkdir {WORK} /tmp/home
+printf '127.0.0.1 localhost\\n%s' "$2" > /tmp/hosts
+: > /tmp/resolv.conf
+for file in hosts resolv.conf; do [ ! -e /etc/$file ] || mount --bind /tmp/$file /etc/$file; done
 mount -o bind,remount,ro /
 hostname "$1"
 ip link set lo up
@@ -141,7 +144,9 @@ def network(names: Sequence[str], *, logs: Path) -> Iterator[Network]:
     if reason is not None:
         pytest.skip(reason)
     with ExitStack() as stack:
-        switch = stack.enter_context(_host("switch", SWITCH_ADDRESS))
+        addresses = {"switch": SWITCH_ADDRESS}
+        addresses |= {name: f"10.77.0.{number}" for number, name in enumerate(names, start=11)}
+        switch = stack.enter_context(_host("switch", addresses))
         for order in (
             "link add bridge0 type bridge",
             f"address add {SWITCH_ADDRESS}/24 dev bridge0",
@@ -149,8 +154,8 @@ def network(names: Sequence[str], *, logs: Path) -> Iterator[Network]:
         ):
             switch.run("ip", *order.split(), timeout_s=10)
         hosts = {}
-        for number, name in enumerate(names, start=11):
-            host = stack.enter_context(_host(name, f"10.77.0.{number}"))
+        for name in names:
+            host = stack.enter_context(_host(name, addresses))
             _plug_in(switch, host)
             hosts[name] = host
         made = Network(switch, hosts)
@@ -159,11 +164,16 @@ def network(names: Sequence[str], *, logs: Path) -> Iterator[Network]:
 
 
 @contextmanager
-def _host(name: str, address: str) -> Iterator[Host]:
+def _host(name: str, addresses: Mapping[str, str]) -> Iterator[Host]:
+    """One host, that knows the others' names; nobody else answers for names, so none is waited for.
+
+    A name server that cannot be reached costs every start of a role minutes.
+    """
+    known = "".join(f"{address} {host}\n" for host, address in addresses.items())
     apart = ("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--mount-proc")
     bound = ("setpriv", "--pdeathsig", "KILL", *apart, "--fork", "--kill-child")
     first = subprocess.Popen(
-        [*bound, "sh", "-c", FIRST_PROCESS, "sh", name],
+        [*bound, "sh", "-c", FIRST_PROCESS, "sh", name, known],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -176,7 +186,7 @@ def _host(name: str, address: str) -> Iterator[Host]:
         assert told == "ready\n", f"{name} was not made: {told}{first.stdout.read()}"
         [child] = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
         ends = int(child)  # the kernel ends all processes in it before it is gone itself
-        yield Host(name, address, ends)
+        yield Host(name, addresses[name], ends)
     finally:
         os.kill(ends, signal.SIGKILL)
         first.wait(timeout=30)
