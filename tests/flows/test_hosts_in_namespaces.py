@@ -98,7 +98,8 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
     weight_bytes = cluster.bytes_between(hosts["policy"], hosts["generator"])
     store_files = {name: files_below(host, "/tmp") for name, host in net.hosts.items()}
 
-    forget_ppo(net, manifest_of_ppo(cluster, CLUSTER[0]))
+    manifest = manifest_of_ppo(cluster, CLUSTER[0])
+    forget_ppo(net, manifest)
     options = [f"{name}={value}" for name, value in SETTINGS.items()]
     command = (sys.executable, "-c", PPO_ALONE, *options)
     alone = cluster.start(ALONE, *command).end(timeout_s=PATIENCE_S)
@@ -109,11 +110,11 @@ def tell(net: Network, cluster: RayOnHosts) -> Story:
         checkpoints=checkpoints,
         resumed=resumed,
         summary=summary,
-        manifest=manifest_of_ppo(cluster, CLUSTER[0]),
+        manifest=manifest,
         weight_bytes=weight_bytes,
         store_files=store_files,
         alone=alone,
-        manifest_alone=manifest_of_ppo(cluster, ALONE),
+        manifest_alone=manifest_of_ppo(cluster, ALONE, manifest["key"]),
     )
 
 
@@ -128,9 +129,10 @@ def run_and_cut(net: Network, cluster: RayOnHosts, settings: dict[str, str]) -> 
     return time.monotonic(), run.end(timeout_s=3 * ENDS_WITHIN_S)
 
 
-def manifest_of_ppo(cluster: RayOnHosts, name: str) -> dict[str, Any]:
+def manifest_of_ppo(cluster: RayOnHosts, name: str, key: str = "*") -> dict[str, Any]:
+    """The host's manifest of its only PPO, or of that with this key."""
     manifest: dict[str, Any] = json.loads(
-        read(cluster.net.hosts[name], "store/stages/ppo/*/manifest.json")
+        read(cluster.net.hosts[name], f"store/stages/ppo/{key[:16]}/manifest.json")
     )
     return manifest
 
