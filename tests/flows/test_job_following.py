@@ -34,13 +34,11 @@ def test_an_order_that_is_cut_short_leaves_no_job(config):
         cluster = config.cluster.model_copy(update={"job_server": stub.url})
         config = config.model_copy(update={"cluster": cluster})
         stop = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
-        with (
-            running(config, RunOptions()) as run,
-            pytest.raises(KeyboardInterrupt),
-            interruptible(),
-        ):
+        request = StageRequest(stage="sft", stage_version=1)
+        with running(config, RunOptions()) as run:
             stop.start()
-            do_as_job(run, sft.train_sft, (), StageRequest(stage="sft", stage_version=1))
+            with pytest.raises(KeyboardInterrupt), interruptible():
+                do_as_job(run, sft.train_sft, (), request)
         assert len(stub.stopped) == 1
 
 
