@@ -160,7 +160,7 @@ def _command(where: str, note: str) -> str:
 
 
 def _folder(config: PipelineConfig) -> Path:
-    return config.run.runs.absolute() / config.run.name
+    return config.run.runs.resolve() / config.run.name  # a working folder has no links, either
 
 
 def _joining(job_id: str, seen: JobSeen) -> str:

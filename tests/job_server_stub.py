@@ -17,7 +17,7 @@ from aiohttp import web
 
 @dataclass
 class StubJobs:
-    """One server's jobs: what it says about them, and what it was asked to stop.
+    """One server's job: what it says about it, and what it was asked to stop.
 
     `state` is None while the job is not known. `tails` are the texts of one connection after the
     other, each of which then ends in order; a later one waits. `log` is None where the log cannot
@@ -30,6 +30,7 @@ class StubJobs:
     answers_after_s: float = 0.0
     tails: list[str] = field(default_factory=list)
     log: str | None = ""
+    metadata: dict[str, str] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
 
     async def version(self, request: web.Request) -> web.Response:
@@ -42,7 +43,7 @@ class StubJobs:
         """Take a job, as late as told."""
         job_id = (await request.json())["submission_id"]
         await asyncio.sleep(self.known_after_s)
-        self.state = "RUNNING"
+        self.state, self.metadata = "RUNNING", (await request.json())["metadata"]
         await asyncio.sleep(self.answers_after_s)
         return web.json_response({"job_id": job_id, "submission_id": job_id})
 
@@ -50,9 +51,15 @@ class StubJobs:
         """The job's state."""
         if self.state is None:
             return web.Response(status=404, text="no such job")
-        job_id = request.match_info["job"]
-        told = {"type": "SUBMISSION", "submission_id": job_id, "entrypoint": "true"}
-        return web.json_response(told | {"status": self.state, "start_time": 0, "message": ""})
+        return web.json_response(self._told(request.match_info["job"]))
+
+    async def listed(self, request: web.Request) -> web.Response:
+        """All jobs."""
+        return web.json_response([self._told("a-job")] if self.state else [])
+
+    def _told(self, job_id: str) -> dict[str, Any]:
+        named = {"type": "SUBMISSION", "submission_id": job_id, "entrypoint": "true"}
+        return named | {"status": self.state, "start_time": 1000, "metadata": self.metadata}
 
     async def stop(self, request: web.Request) -> web.Response:
         """Stop it at once."""
@@ -100,6 +107,7 @@ async def _start(jobs: StubJobs) -> web.AppRunner:
     app = web.Application()
     app.router.add_get("/api/version", jobs.version)
     app.router.add_post("/api/jobs/", jobs.submit)
+    app.router.add_get("/api/jobs/", jobs.listed)
     app.router.add_get("/api/jobs/{job}", jobs.info)
     app.router.add_post("/api/jobs/{job}/stop", jobs.stop)
     app.router.add_get("/api/jobs/{job}/logs", jobs.logs)

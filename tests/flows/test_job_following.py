@@ -17,7 +17,7 @@ from flows.job_events import read_event, tell
 from flows.manifest import StageRequest
 from flows.run_record import RunOptions
 from flows.running import running
-from flows.stage_jobs import _follow, _Told, do_as_job
+from flows.stage_jobs import _call, _follow, _submit, _Told, do_as_job, stop_jobs_of
 from flows.stages import sft
 
 JOB = "a-job"
@@ -40,6 +40,31 @@ def test_an_order_that_is_cut_short_leaves_no_job(config):
             with pytest.raises(KeyboardInterrupt), interruptible():
                 do_as_job(run, sft.train_sft, (), request)
         assert len(stub.stopped) == 1
+
+
+def test_jobs_of_a_run_are_found_by_whatever_way_its_folder_is_named(config, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    with stub_job_server() as stub:
+        named = [
+            config.model_copy(
+                update={
+                    "run": config.run.model_copy(update={"runs": runs}),
+                    "cluster": config.cluster.model_copy(update={"job_server": stub.url}),
+                }
+            )
+            for runs in (tmp_path / "runs", tmp_path / "link" / "runs")
+        ]
+        request = StageRequest(stage="sft", stage_version=1)
+        with running(named[0], RunOptions()) as run:
+            _submit(run, JobServer(stub.url), JOB, _call(run, sft.train_sft, (), request))
+        assert stop_jobs_of(named[1], before_s=0.5) == []  # began later
+        other = named[1].model_copy(
+            update={"run": named[1].run.model_copy(update={"name": "other"})}
+        )
+        assert stop_jobs_of(other, before_s=2.0) == []
+        assert stop_jobs_of(named[1], before_s=2.0) == [JOB] == stub.stopped
+        assert stop_jobs_of(named[1], before_s=2.0) == []  # it has ended
 
 
 @pytest.mark.parametrize(("state", "error"), [("SUCCEEDED", None), ("FAILED", AbsentClusterError)])
