@@ -29,7 +29,8 @@ def read_event(line: str) -> dict[str, Any] | None:
         event = json.loads(marked)
     except ValueError:
         return None  # or cut short, by a kill or by another process that printed in between
-    return event if isinstance(event, dict) else None
+    is_ours = isinstance(event, dict) and event.keys() >= {"kind", "at_s"}
+    return event if is_ours else None
 
 
 class JobDashboard:

@@ -125,4 +125,5 @@ def test_an_event_survives_what_is_printed_around_it_and_in_it(capsys):
     assert found is not None
     assert found["message"] == "a line\u2028and \x85 a file \udcff"
     assert read_event("@alignflow [1, 2]") is None
+    assert read_event('@alignflow {"a": 1}') is None
     assert read_event('said "@alignflow " to all') is None
