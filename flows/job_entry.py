@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     where, note = arguments
     try:
         with interruptible():
-            _work(StageCall(**read_note(where, note)))
+            _work(_read_call(where, note))
     except KeyboardInterrupt:
         print("stopped; the stage goes on from its newest checkpoint when it is asked for again")
         return INTERRUPTED
@@ -41,8 +41,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _read_call(where: str, note: str) -> StageCall:
+    told = read_note(where, note)
+    require_same_code(told["code"], "the process that asks for this Ray job")
+    return StageCall(**told)  # other code may say more, or less
+
+
 def _work(call: StageCall) -> None:
-    require_same_code(call.code, "the process that asks for this Ray job")
     if Path(call.folder).is_dir():
         os.chdir(call.folder)  # settings name files and reward functions relative to it
     config = job_settings(call.settings(), os.environ["RAY_ADDRESS"])

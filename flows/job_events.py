@@ -17,19 +17,20 @@ _MARK = "@alignflow "
 def tell(kind: str, **content: Any) -> None:
     """Print one event."""
     event = {"kind": kind, "at_s": round(time.time(), 3), **content}
-    sys.stdout.write(f"{_MARK}{json.dumps(event, ensure_ascii=False, default=float)}\n")
+    # In ASCII: no text in it ends the line, or cannot be written.
+    sys.stdout.write(f"{_MARK}{json.dumps(event, default=float)}\n")
     sys.stdout.flush()
 
 
 def read_event(line: str) -> dict[str, Any] | None:
-    """The event on a line of a job's output; None if it is something else."""
-    if not line.startswith(_MARK):
-        return None
+    """The event on a line of a job's output, whatever stands before it; None if there is none."""
+    _, _, marked = line.partition(_MARK)
     try:
-        event: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+        event = json.loads(marked)
     except ValueError:
-        return None  # cut short, by a kill or by another process that printed in between
-    return event
+        return None  # or cut short, by a kill or by another process that printed in between
+    is_ours = isinstance(event, dict) and event.keys() >= {"kind", "at_s"}
+    return event if is_ours else None
 
 
 class JobDashboard:

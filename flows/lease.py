@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,19 +16,21 @@ from pathlib import Path
 
 from alignment.errors import StoreError
 
+_LOOK_S = 0.2
+
 
 @contextmanager
-def lease(path: Path, what: str) -> Iterator[None]:
+def lease(path: Path, what: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold `path` exclusively; `what` names the thing for the message, e.g. "stage ppo".
 
     Raises:
-        StoreError: another process holds it (names process, host and since when), or the file
-            system cannot lock.
+        StoreError: another process holds it and did so for `wait_s` (names process, host and
+            since when), or the file system cannot lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _lock(descriptor, path, what)
+        _lock(descriptor, path, what, wait_s)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
         yield
@@ -57,16 +60,23 @@ def shared_lease(path: Path, refusal: str, *, alone: bool = False) -> Iterator[N
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path, what: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StoreError(
-            f"{what} is being worked on by {_describe(descriptor)}; one process at a time may do "
-            f"that. Wait for it to end, or stop it, and run the same command again ({path})"
-        ) from None
-    except OSError as error:
-        raise _no_locks(path, error) from error
+def _lock(descriptor: int, path: Path, what: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"{what} is being worked on by {_describe(descriptor)}; one process at a time "
+                    "may do that. Wait for it to end, or stop it, and run the same command again "
+                    f"({path})"
+                ) from None
+            time.sleep(_LOOK_S)
+        except OSError as error:
+            raise _no_locks(path, error) from error
+        else:
+            return
 
 
 def _no_locks(path: Path, error: OSError) -> StoreError:

@@ -21,6 +21,9 @@ from flows.run_record import RunFile
 from flows.store import ArtifactStore, check_files
 from flows.workspace import StageWorkspace
 
+_FETCHED_WITHIN_S = 600.0
+"""How long a process waits for another one of this machine that fetches the same stage."""
+
 
 def open_store(config: RunConfig) -> ArtifactStore:
     """The store that a run's settings name.
@@ -89,8 +92,11 @@ class SharedStore(ArtifactStore):
             there = self.get(stage, key)
             if there is None:
                 return None
-            with lease(self.stage_lock(there.folder), f"stage {stage}"):
-                return self.remote.fetch(there)
+            lock = self.stage_lock(there.folder)
+            with lease(lock, f"stage {stage}", wait_s=_FETCHED_WITHIN_S):
+                here = super().get(stage, key)  # somebody may have fetched it since
+                if here is None:
+                    return self.remote.fetch(there)
         check_files(here, verify=verify)
         self.remote.publish(here)
         return here

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ FREE_WITHIN_S = 30.0
 PATIENCE_S = 30.0
 """How long the job server may be silent, or not ready, before the run gives up; a job goes on."""
 _LOOK_S = 1.0
+_ON_ITS_WAY_S = 5.0
 _LINES_SHOWN = 20
 _RUN, _CODE = "alignflow_run", "alignflow_code"
 
@@ -136,8 +138,19 @@ def _submit(run: RunContext, server: JobServer, job_id: str, call: StageCall) ->
             if time.monotonic() - began > PATIENCE_S:
                 raise
             time.sleep(_LOOK_S)
+        except KeyboardInterrupt:
+            _wait_until_known(server, job_id)
+            raise
     if is_ours:
         run.progress.say(f"Ray job {job_id}: {server.url}/#/jobs/{job_id}")
+
+
+def _wait_until_known(server: JobServer, job_id: str) -> None:
+    """The order may be on its way: a job that is not known yet could not be stopped."""
+    deadline = time.monotonic() + _ON_ITS_WAY_S
+    with suppress(AlignmentError):  # what is wrong is said when it cannot be stopped
+        while server.look(job_id) is None and time.monotonic() < deadline:
+            time.sleep(_LOOK_S / 5)
 
 
 def _command(where: str, note: str) -> str:
@@ -147,7 +160,7 @@ def _command(where: str, note: str) -> str:
 
 
 def _folder(config: PipelineConfig) -> Path:
-    return config.run.runs.absolute() / config.run.name
+    return config.run.runs.resolve() / config.run.name  # a working folder has no links, either
 
 
 def _joining(job_id: str, seen: JobSeen) -> str:
@@ -159,7 +172,10 @@ def _joining(job_id: str, seen: JobSeen) -> str:
 
 
 class _Told:
-    """Passes on what a job tells: progress, metrics, and at the end how it went."""
+    """Passes on what a job tells: progress, metrics, and at the end how it went.
+
+    `since_s` is when a job that was at work already was joined, 0 for one of our own.
+    """
 
     def __init__(self, run: RunContext, *, since_s: float) -> None:
         self.run = run
@@ -199,8 +215,12 @@ class _Told:
             self._sinks[stage].keep(step, event["metrics"])
 
     def _done(self, event: dict[str, Any]) -> None:
-        for phase, seconds in event["phases"].items():
-            self.run.clock.add_phase(phase, seconds)
+        phases = event["phases"]
+        waited_s, worked_s = time.time() - self._since_s, sum(phases.values())
+        # What the job did before it was joined is no time of this run's.
+        share = min(1.0, waited_s / worked_s) if worked_s else 1.0
+        for phase, seconds in phases.items():
+            self.run.clock.add_phase(phase, share * seconds)
         self.run.memory.add_peaks(event["peak_pss_gib"])
         for warning in event["warnings"]:
             self.run.record.warn(warning)
@@ -230,9 +250,12 @@ def _follow(server: JobServer, job_id: str, told: _Told) -> None:
                 break
     for line in log.lines(wait_s=0.0):
         told.take(line)
-    for line in server.log(job_id)[log.read :]:
-        told.take(line)
-    if seen is None or seen.state != "succeeded":
+    succeeded = seen is not None and seen.state == "succeeded"
+    # A stage that is finished counts, even if the last that it said cannot be read.
+    with suppress(ClusterError) if succeeded else nullcontext():
+        for line in server.log(job_id)[log.read :]:
+            told.take(line)
+    if not succeeded:
         _raise_what_happened(job_id, seen, told)
 
 

@@ -8,6 +8,7 @@ its own, which the driver empties when it has arrived.
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +22,10 @@ from uuid import uuid4
 from alignment.errors import StoreError
 from alignment.shared_objects import SharedObjects
 
-KEPT_MODELS = "alignflow-models"
-"""Folder, in a host's scratch, of the models that its roles use."""
+KEPT_MODELS = f"alignflow-models-{os.getuid()}"
+"""Folder, in a host's scratch, of the models that this user's roles use."""
+PASSING = f"alignflow-passing-{os.getuid()}"
+"""Folder, in a host's scratch, of what this user's roles write and read on the way."""
 _READ_BYTES = 1 << 20
 
 
@@ -76,14 +79,14 @@ def fetch_folder(carried: CarriedFolder, folder: Path) -> None:
     """Bring a folder's files to `folder`, whole; what is there already stays.
 
     Raises:
-        StoreError: the server fails, or a file there is missing or damaged.
+        StoreError: the server fails, a file there is missing or damaged, or the disk is full.
     """
     objects = SharedObjects(carried.url)
     folder.mkdir(parents=True, exist_ok=True)
     for file in carried.files:
-        target = folder / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with objects.told(f"fetching {file.path} for {folder}"):
+        with _disk_told(file, folder), objects.told(f"fetching {file.path} for {folder}"):
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
             problem = objects.get_file(file.sha256, target)
         if problem is not None:
             raise StoreError(
@@ -134,8 +137,8 @@ def writing_to(target: Path | PassingPlace) -> Iterator[WrittenFolder]:
     if isinstance(target, Path):
         yield WrittenFolder(target)
         return
-    with tempfile.TemporaryDirectory(prefix="alignflow-written-") as scratch:
-        written = WrittenFolder(Path(scratch))
+    with _scratch() as folder:
+        written = WrittenFolder(folder)
         yield written
         written.sent = send_folder(written.folder, target.url)
 
@@ -146,9 +149,9 @@ def reading_from(source: Path | CarriedFolder) -> Iterator[Path]:
     if isinstance(source, Path):
         yield source
         return
-    with tempfile.TemporaryDirectory(prefix="alignflow-read-") as scratch:
-        fetch_folder(source, Path(scratch))
-        yield Path(scratch)
+    with _scratch() as folder:
+        fetch_folder(source, folder)
+        yield folder
 
 
 class ActorOfSomeHost:
@@ -169,26 +172,53 @@ def kept_model(model: Path | CarriedFolder) -> Path:
     """
     if isinstance(model, Path):
         return model
-    shelf = Path(tempfile.gettempdir()) / KEPT_MODELS
-    shelf.mkdir(parents=True, exist_ok=True)
-    with _locked(shelf / "shelf.lock"):
-        _remove_unused(shelf)
+    with _cleared_shelf(KEPT_MODELS) as shelf:
         folder = shelf / model.name
         if not folder.is_dir():
             draft = shelf / f"draft-{model.name}"
-            shutil.rmtree(draft, ignore_errors=True)
-            fetch_folder(model, draft)
+            try:
+                fetch_folder(model, draft)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)  # its disk may be full of it
+                raise
             draft.rename(folder)
-        _use(folder)
+        _use_until_the_end(folder)
     return folder
 
 
-@cache
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder of this process alone; what a killed process left in its own is removed."""
+    with _cleared_shelf(PASSING) as shelf:
+        folder = shelf / uuid4().hex
+        folder.mkdir()
+        lock = _use(folder)
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        with _cleared_shelf(PASSING):  # this one with the others
+            pass
+
+
+@contextmanager
+def _cleared_shelf(name: str) -> Iterator[Path]:
+    """A folder in this host's scratch, for this process alone, without what nobody uses."""
+    shelf = Path(tempfile.gettempdir()) / name
+    shelf.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(shelf / "shelf.lock"):
+        _remove_unused(shelf)
+        yield shelf
+
+
 def _use(folder: Path) -> int:
-    """Hold the model's lock, together with others, until this process ends."""
+    """Hold a folder's lock, together with others, until the descriptor is closed."""
     descriptor = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
+
+
+_use_until_the_end = cache(_use)
 
 
 @contextmanager
@@ -212,6 +242,18 @@ def _remove_unused(shelf: Path) -> None:
             continue
         finally:
             os.close(lock)
+
+
+@contextmanager
+def _disk_told(file: CarriedFile, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{file.path} ({file.bytes} bytes) cannot be written to {folder} on "
+            f"{socket.gethostname()}: {error.strerror}. Make room there; where that is the scratch "
+            "of a host, TMPDIR in the environment in which Ray is started there names another"
+        ) from error
 
 
 def _digest(path: Path) -> str:

@@ -5,18 +5,20 @@ ours, and is never given twice by one cluster; it is forgotten when the cluster'
 """
 
 import asyncio
+import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 
 from alignment.errors import AbsentClusterError, ClusterError
 
@@ -24,6 +26,7 @@ JobState = Literal["pending", "running", "succeeded", "failed", "stopped"]
 AnswerT = TypeVar("AnswerT")
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _RECONNECT_S = 1.0
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 5.0, 30.0
 _STATE_TIMEOUT_S = 10
 
 
@@ -56,7 +59,9 @@ class JobServer:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._client: Any = self._ask(lambda: JobSubmissionClient(self.url))
+        # It would tell the operator of every connection that ends.
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        self._client: Any = self._ask(lambda: _Client(self.url))
 
     def look(self, job_id: str) -> JobSeen | None:
         """The job with this id; None if the cluster knows none."""
@@ -88,7 +93,8 @@ class JobServer:
     def log(self, job_id: str) -> list[str]:
         """The lines that the job has printed so far; none if it, or its machine, is gone."""
         text = _if_there(lambda: self._ask(lambda: self._client.get_job_logs(job_id)))
-        return (text or "").splitlines()
+        *whole, rest = (text or "").split("\n")  # as `JobLog` does: others are no ends of lines
+        return [*whole, rest] if rest else whole
 
     def follow(self, job_id: str) -> "JobLog":
         """The job's output from its beginning on, as it comes. Use as a context."""
@@ -121,7 +127,7 @@ class JobServer:
                 "check that the cluster is up and that this is the address of its dashboard, then "
                 "run the same command again: a job that is at work goes on"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, RayStateApiException) as error:
             told = " ".join(str(error).split())
             if "status code 404" in told:
                 raise _NoSuchJobError(told) from error
@@ -132,6 +138,14 @@ class JobServer:
                     "its agent: start the head with --dashboard-agent-listen-port 0"
                 ) from error
             raise ClusterError(f"the job server {self.url} refuses: {told}") from error
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own, which without a limit waits for ever for a server that is silent."""
+
+    def _do_request(self, method: str, endpoint: str, **named: Any) -> Any:
+        limits = {"timeout": (_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S)}
+        return super()._do_request(method, endpoint, **limits | named)
 
 
 class JobLog:
@@ -170,12 +184,11 @@ class JobLog:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            try:
+            # Whoever looks at the job's state learns what is wrong, and whether it has ended: a
+            # connection also ends in order when an agent of Ray in between is restarted.
+            with suppress(Exception):
                 asyncio.run(self._until_closed())
-            except Exception:  # whoever looks at the job's state learns what is wrong
-                self._closed.wait(_RECONNECT_S)
-            else:
-                return
+            self._closed.wait(_RECONNECT_S)
 
     async def _until_closed(self) -> None:
         reading = asyncio.create_task(self._tail())

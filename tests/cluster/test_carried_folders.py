@@ -1,5 +1,6 @@
 """Folders that travel between hosts by way of S3: a real server, folders that play the hosts."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,14 @@ from alignment.cluster.carried_folders import (
 from alignment.errors import StoreError
 
 URL = "s3://bucket/store"
+WRITER = """
+import sys
+from alignment.cluster.carried_folders import PassingPlace, writing_to
+with writing_to(PassingPlace(url="s3://bucket/store/passing/one")) as written:
+    (written.folder / "state").write_text("half")
+    print(written.folder, flush=True)
+    sys.stdin.readline()
+"""
 KEEPER = """
 import sys
 from alignment.cluster.carried_folders import kept_model, send_folder
@@ -131,6 +140,63 @@ def test_what_passes_leaves_nothing_after_an_error(bucket: fs.FileSystem, model:
     with pytest.raises(ZeroDivisionError):
         send_and_fail()
     assert objects(bucket) == []
+
+
+def test_what_a_killed_role_was_writing_goes_when_the_next_one_writes(
+    bucket: fs.FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(own_scratch(monkeypatch, tmp_path / "scratch")))
+    killed, alive = writer(), writer()
+    left, in_use = (Path(first_line(process)) for process in (killed, alive))
+    killed.kill()
+    killed.wait(30)
+    assert (left / "state").exists()
+    with writing_to(PassingPlace(url=f"{URL}/passing/two")) as written:
+        assert not left.exists()
+        assert (in_use / "state").exists()
+        assert written.folder not in (left, in_use)
+    alive.communicate("end\n", timeout=30)
+    assert alive.returncode == 0
+    assert not in_use.exists()
+    assert not written.folder.exists()
+
+
+def writer() -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_model_that_cannot_be_fetched_leaves_nothing(
+    bucket: fs.FileSystem, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = own_scratch(monkeypatch, tmp_path / "scratch")
+    carried = send_folder(model, URL)
+    [weights] = [file for file in carried.files if file.path == "weights"]
+    bucket.delete_file(f"bucket/store/objects/{weights.sha256[:2]}/{weights.sha256}")
+    with pytest.raises(StoreError, match="is missing"):
+        kept_model(carried)
+    assert content(scratch) == {f"{KEPT_MODELS}/shelf.lock": ""}
+
+
+def test_a_full_disk_is_told(bucket: fs.FileSystem, model: Path, tmp_path: Path) -> None:
+    carried = send_folder(model, URL)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # longer files find no room
+    try:
+        with pytest.raises(StoreError, match=r"weights \(1000 bytes\) cannot be written .*TMPDIR"):
+            fetch_folder(carried, tmp_path / "there")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_shared_disk_is_used_as_it_is(model: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hosts_in_namespaces import WORK, Host, Network
 
-RAY_PORT, OBJECT_PORT = 6379, 8076
+RAY_PORT, OBJECT_PORT, DASHBOARD_PORT = 6379, 8076, 8265
 OBJECT_STORE_BYTES = 150 * 2**20
 ALIVE = """
 import socket, sys, time, ray
@@ -58,13 +58,26 @@ class Command:
 
 
 class RayOnHosts:
-    """Ray nodes, one a host with one CPU; the first host is the head."""
+    """Ray nodes, one a host with one CPU; the first host is the head.
 
-    def __init__(self, net: Network, names: tuple[str, ...], stack: ExitStack, logs: Path) -> None:
+    Its dashboard, which takes jobs, costs memory and is started where asked for.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        names: tuple[str, ...],
+        stack: ExitStack,
+        logs: Path,
+        *,
+        dashboard: bool = False,
+    ) -> None:
         self.net = net
+        self.dashboard = dashboard
         self.names = names
         self.head = net.hosts[names[0]]
         self.address = f"{self.head.address}:{RAY_PORT}"
+        self.job_server = f"http://{self.head.address}:{DASHBOARD_PORT}"
         self._stack = stack
         self._logs = logs
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -87,7 +100,8 @@ class RayOnHosts:
         """Start Ray on a host, as an operator would; it is not waited for."""
         host, where = self.net.hosts[name], ("--address", self.address)
         if host is self.head:
-            where = ("--head", "--port", str(RAY_PORT), "--include-dashboard", "false")
+            where = ("--head", "--port", str(RAY_PORT), "--include-dashboard")
+            where = (*where, str(self.dashboard).lower(), "--dashboard-host", host.address)
         command = (
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *where),
             *("--node-ip-address", host.address, "--num-cpus", "1", "--disable-usage-stats"),

@@ -241,6 +241,23 @@ def _finish_while_another_does(store, another):
         workspace.commit(outputs=["model"])
 
 
+def test_a_stage_that_is_being_fetched_is_waited_for_and_fetched_once(bucket, tmp_path):
+    """Two jobs on one machine begin at the same time, on the same inputs."""
+    finish(machine(tmp_path, "here"), request_for())
+    one, two = machine(tmp_path, "there"), machine(tmp_path, "there")
+    begun, go_on = threading.Event(), threading.Event()
+    fetch, found = one.remote.fetch, []
+    one.remote.fetch = lambda there: (begun.set(), go_on.wait(20), fetch(there))[2]
+    fetching = threading.Thread(target=lambda: found.append(one.lookup(request_for())))
+    fetching.start()
+    assert begun.wait(20)
+    threading.Timer(0.5, go_on.set).start()
+    two.remote.fetch = None
+    found.append(two.lookup(request_for(), verify=True))
+    fetching.join(20)
+    assert found[0] == found[1]
+
+
 def test_server_that_is_away(bucket, server, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

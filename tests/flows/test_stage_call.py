@@ -107,7 +107,8 @@ def test_another_key_is_refused_before_any_work(config, base):
 
 def test_other_code_is_refused_before_any_work(config, base):
     open_store(config.run).write_note(
-        "jobs/other.json", call_of(config, base, code="ab" * 32).as_json()
+        "jobs/other.json",
+        call_of(config, base, code="ab" * 32).as_json() | {"what_newer_code_says": 1},
     )
     done = subprocess.run(
         [sys.executable, "-m", "flows.job_entry", str(config.run.store), "jobs/other.json"],
