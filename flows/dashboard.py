@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
@@ -62,6 +63,13 @@ class PrefectDashboard:
             told.append(f"about {duration(left_s)} left")
         told += [f"{name} {value:.4g}" for name, value in figures.items()]
         self._shown(stage, 100.0 * step / total if total else 100.0, ", ".join(told))
+
+    def link(self, key: str, url: str, text: str) -> None:
+        """Put a link among the run's artifacts."""
+        try:
+            create_link_artifact(url, link_text=url, key=key, description=text)
+        except Exception as error:
+            self._logger.warning("the link to %s cannot be shown: %s", url, error)
 
     def said(self, text: str) -> None:
         """Nothing: `write` has logged it."""

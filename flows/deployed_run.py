@@ -20,7 +20,12 @@ from prefect.logging import get_run_logger
 from alignment.cluster.process_identity import identity_of
 from alignment.config import PipelineConfig
 from alignment.errors import AbsentClusterError, LostActorError, StoreError
-from flows.environment import prepare_environment
+from flows.environment import (
+    LABEL_URL_VARIABLE,
+    RAY_ADDRESS_VARIABLE,
+    RAY_DASHBOARD_VARIABLE,
+    prepare_environment,
+)
 from flows.run_notes import keep_note, read_note
 from flows.run_record import RunOptions
 
@@ -36,8 +41,6 @@ STAGES = (
 )
 PROCESS_KEY = "process-"
 VERSIONS_KEY = "stage-versions"
-RAY_ADDRESS_VARIABLE = "ALIGNFLOW_RAY_ADDRESS"
-"""Ray head of the machine's services, for runs that name none; set by `alignflow up`."""
 _TRIES = 6
 _PAUSE_S = 10.0
 """All pauses together outlast the restart of a Ray head."""
@@ -64,11 +67,13 @@ def deployed_run(config: PipelineConfig, *, only: str | None = None) -> str:
         note_process(client, context.flow_run)
         require_same_stages(client, context.flow_run.id)
         resumed_with = _resumed_with(client, context.flow_run.id)
+    dashboard = PrefectDashboard(logger)
+    show_links(config, dashboard.link)
     options = RunOptions(
         command=f"prefect flow run {context.flow_run.id}",
         only=only,
         resumed_with=resumed_with,
-        dashboard=PrefectDashboard(logger),
+        dashboard=dashboard,
     )
     tried_again(lambda: pipeline.alignment_pipeline.fn(config, options), logger.warning)
     return str(config.run.runs.absolute() / config.run.name)
@@ -82,6 +87,16 @@ def on_this_machine(config: PipelineConfig) -> PipelineConfig:
         return config
     cluster = config.cluster.model_copy(update={"address": address})
     return config.model_copy(update={"cluster": cluster})
+
+
+def show_links(config: PipelineConfig, link: Callable[[str, str, str], None]) -> None:
+    """Show where people rank and where Ray shows the roles, as far as this machine knows it."""
+    labels = os.environ.get(LABEL_URL_VARIABLE)
+    if labels and config.preferences.source == "people":
+        link("ranking-page", labels, "where people rank this run's responses")
+    ray = config.cluster.job_server or os.environ.get(RAY_DASHBOARD_VARIABLE)
+    if ray and config.cluster.backend == "ray":
+        link("ray-dashboard", ray, "the roles' processes, their logs and what they use")
 
 
 def tried_again(body: Callable[[], Any], warn: Callable[[str], None]) -> None:

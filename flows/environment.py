@@ -10,6 +10,13 @@ from pathlib import Path
 
 from alignment.config import PipelineConfig
 
+RAY_ADDRESS_VARIABLE = "ALIGNFLOW_RAY_ADDRESS"
+"""Ray head of the machine's services, for runs that name none. Set by `alignflow up`."""
+RAY_DASHBOARD_VARIABLE = "ALIGNFLOW_RAY_DASHBOARD"
+"""Address of that head's dashboard. Set by `alignflow up`."""
+LABEL_URL_VARIABLE = "ALIGNFLOW_LABEL_URL"
+"""Address of the ranking page. Set by `alignflow up`."""
+
 NO_TELEMETRY: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -24,7 +24,12 @@ from typing import Any
 from alignment.cluster.head import head_command, head_environment, node_address
 from alignment.cluster.process_identity import ProcessIdentity
 from alignment.errors import ConfigError, ServerError
-from flows.environment import NO_TELEMETRY
+from flows.environment import (
+    LABEL_URL_VARIABLE,
+    NO_TELEMETRY,
+    RAY_ADDRESS_VARIABLE,
+    RAY_DASHBOARD_VARIABLE,
+)
 from flows.prefect_api import AUTH_VARIABLE, POOL
 from flows.supervisor import (
     Service,
@@ -37,8 +42,6 @@ from flows.supervisor import (
 
 DEPLOYMENTS_FILE = Path(__file__).parents[1] / "prefect.yaml"
 SERVER_AUTH_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
-LABEL_URL_VARIABLE = "ALIGNFLOW_LABEL_URL"
-RAY_DASHBOARD_VARIABLE = "ALIGNFLOW_RAY_DASHBOARD"
 _START_TIMEOUT_S = 420.0
 
 
@@ -171,7 +174,7 @@ def service_environment(arguments: Namespace, home: Path, ports: Ports) -> dict[
     }
     if not arguments.no_ray:
         environ |= head_environment(_ray_token(home))
-        environ["ALIGNFLOW_RAY_ADDRESS"] = f"{node_address()}:{ports.ray}"
+        environ[RAY_ADDRESS_VARIABLE] = f"{node_address()}:{ports.ray}"
         environ[RAY_DASHBOARD_VARIABLE] = f"http://127.0.0.1:{ports.ray_dashboard}"
     if os.environ.get(SERVER_AUTH_VARIABLE) and not os.environ.get(AUTH_VARIABLE):
         environ[AUTH_VARIABLE] = os.environ[SERVER_AUTH_VARIABLE]

@@ -8,6 +8,7 @@ import sys
 import time
 from uuid import UUID
 
+import httpx
 import pytest
 from marked_processes import wait_until
 from people_in_browser import CHROMIUM, FLAGS, rank_everything
@@ -89,6 +90,10 @@ def check_what_was_left(services, run_id):
     for stage in ("base-model", "data", "sft", "candidates", "reward-model", "ppo", "evaluation"):
         assert artifacts[f"stage-{stage}"]["data"].startswith("## "), stage
     assert "data:image/png;base64," in artifacts["stage-ppo"]["data"]
+    for key, service in (("ranking-page", "labels"), ("ray-dashboard", "ray_dashboard")):
+        url = services.told(service)
+        assert artifacts[key]["data"] == f"[{url}]({url})"
+        assert httpx.get(url, follow_redirects=True).status_code in (200, 401)
     assert artifacts["progress-ppo"]["data"] == 100
     summary = json.loads((services.folder / "runs" / "people" / "summary.json").read_text())
     assert summary["simulated_labels"] is False
