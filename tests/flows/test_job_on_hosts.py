@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.engines, pytest.mark.slow]
 CLUSTER, OUTSIDE = ("host-1", "host-2"), "host-3"
 PATIENCE_S = 300
 SETTINGS = {"run.shared_store": "s3://bucket/store", "preferences.rankings_per_prompt": "1"}
-BEFORE_PPO = {"ppo.steps": "1", "cluster.backend": "local"}
-STEPS = 2
+BEFORE_PPO = {"ppo.steps": "2", "cluster.backend": "local"}
+STEPS = 3
 # A host has one CPU: no two of these fit on the same one.
 AS_JOB = {"ppo.steps": str(STEPS)} | {
     f"cluster.{role}.cpus_per_rank": "0.6" for role in ("policy", "generator")
