@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from job_server_stub import StubJobs, lines_within, stub_job_server
+from ailing_job_server import AilingJobs, ailing_job_server, lines_within
 
 from alignment.cluster import jobs as cluster_jobs
 from alignment.cluster.jobs import JobServer
@@ -13,9 +13,9 @@ from alignment.errors import AbsentClusterError, ClusterError
 
 
 @pytest.fixture
-def stub() -> Iterator[StubJobs]:
-    with stub_job_server(state="RUNNING") as stub:
-        yield stub
+def ailing() -> Iterator[AilingJobs]:
+    with ailing_job_server(state="RUNNING") as ailing:
+        yield ailing
 
 
 def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,19 +27,19 @@ def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPat
         assert time.monotonic() - began < 10
 
 
-def test_what_a_job_holds_cannot_be_told(stub: StubJobs) -> None:
+def test_what_a_job_holds_cannot_be_told(ailing: AilingJobs) -> None:
     with pytest.raises(ClusterError, match="the tables are away"):
-        JobServer(stub.url).held("01000000")
+        JobServer(ailing.url).held("01000000")
 
 
-def test_lines_end_where_the_followed_ones_end(stub: StubJobs) -> None:
-    stub.log = "one\u2028half\ntwo\x85\x0chalf\nthree\n"
-    assert JobServer(stub.url).log("a-job") == ["one\u2028half", "two\x85\x0chalf", "three"]
-    stub.log = "one\nno end"
-    assert JobServer(stub.url).log("a-job") == ["one", "no end"]
+def test_lines_end_where_the_followed_ones_end(ailing: AilingJobs) -> None:
+    ailing.log = "one\u2028half\ntwo\x85\x0chalf\nthree\n"
+    assert JobServer(ailing.url).log("a-job") == ["one\u2028half", "two\x85\x0chalf", "three"]
+    ailing.log = "one\nno end"
+    assert JobServer(ailing.url).log("a-job") == ["one", "no end"]
 
 
-def test_a_connection_that_ended_in_order_is_made_anew(stub: StubJobs) -> None:
-    stub.tails = ["one\ntw", "one\ntwo\nthree\n"]
-    with JobServer(stub.url).follow("a-job") as log:
+def test_a_connection_that_ended_in_order_is_made_anew(ailing: AilingJobs) -> None:
+    ailing.tails = ["one\ntw", "one\ntwo\nthree\n"]
+    with JobServer(ailing.url).follow("a-job") as log:
         assert lines_within(log, 3, timeout_s=10) == ["one", "two", "three"]

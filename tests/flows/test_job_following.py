@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from job_server_stub import stub_job_server
+from ailing_job_server import ailing_job_server
 
 from alignment.cluster.jobs import JobServer
 from alignment.config import PipelineConfig
@@ -30,8 +30,8 @@ def config(tmp_path):
 
 
 def test_an_order_that_is_cut_short_leaves_no_job(config):
-    with stub_job_server(known_after_s=1.5, answers_after_s=1.5) as stub:
-        cluster = config.cluster.model_copy(update={"job_server": stub.url})
+    with ailing_job_server(known_after_s=1.5, answers_after_s=1.5) as ailing:
+        cluster = config.cluster.model_copy(update={"job_server": ailing.url})
         config = config.model_copy(update={"cluster": cluster})
         stop = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
         request = StageRequest(stage="sft", stage_version=1)
@@ -39,67 +39,67 @@ def test_an_order_that_is_cut_short_leaves_no_job(config):
             stop.start()
             with pytest.raises(KeyboardInterrupt), interruptible():
                 do_as_job(run, sft.train_sft, (), request)
-        assert len(stub.stopped) == 1
+        assert len(ailing.stopped) == 1
 
 
 def test_jobs_of_a_run_are_found_by_whatever_way_its_folder_is_named(config, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-    with stub_job_server() as stub:
+    with ailing_job_server() as ailing:
         named = [
             config.model_copy(
                 update={
                     "run": config.run.model_copy(update={"runs": runs}),
-                    "cluster": config.cluster.model_copy(update={"job_server": stub.url}),
+                    "cluster": config.cluster.model_copy(update={"job_server": ailing.url}),
                 }
             )
             for runs in (tmp_path / "runs", tmp_path / "link" / "runs")
         ]
         request = StageRequest(stage="sft", stage_version=1)
         with running(named[0], RunOptions()) as run:
-            _submit(run, JobServer(stub.url), JOB, _call(run, sft.train_sft, (), request))
+            _submit(run, JobServer(ailing.url), JOB, _call(run, sft.train_sft, (), request))
         assert stop_jobs_of(named[1], before_s=0.5) == []  # began later
         other = named[1].model_copy(
             update={"run": named[1].run.model_copy(update={"name": "other"})}
         )
         assert stop_jobs_of(other, before_s=2.0) == []
-        assert stop_jobs_of(named[1], before_s=2.0) == [JOB] == stub.stopped
+        assert stop_jobs_of(named[1], before_s=2.0) == [JOB] == ailing.stopped
         assert stop_jobs_of(named[1], before_s=2.0) == []  # it has ended
 
 
 @pytest.mark.parametrize(("state", "error"), [("SUCCEEDED", None), ("FAILED", AbsentClusterError)])
 def test_a_log_that_cannot_be_read_does_not_undo_a_finished_stage(config, state, error):
-    with stub_job_server(state=state, log=None) as stub, running(config, RunOptions()) as run:
+    with ailing_job_server(state=state, log=None) as ailing, running(config, RunOptions()) as run:
         told = _Told(run, since_s=0.0)
         if error is None:
-            _follow(JobServer(stub.url), JOB, told)
+            _follow(JobServer(ailing.url), JOB, told)
         else:
             with pytest.raises(error):
-                _follow(JobServer(stub.url), JOB, told)
+                _follow(JobServer(ailing.url), JOB, told)
 
 
 def test_the_last_lines_are_taken_once(config):
     done = event("done", phases={"model_work": 1.0}, peak_pss_gib={}, warnings=["note"])
     log = "a page\x0cbreak\na line\u2028break\n" + done
     with (
-        stub_job_server(state="RUNNING", tails=[log], log=log) as stub,
+        ailing_job_server(state="RUNNING", tails=[log], log=log) as ailing,
         running(config, RunOptions()) as run,
         run.clock.stage("sft"),
     ):
         told = _Told(run, since_s=0.0)
-        ends = threading.Timer(1.5, setattr, (stub, "state", "SUCCEEDED"))
+        ends = threading.Timer(1.5, setattr, (ailing, "state", "SUCCEEDED"))
         ends.start()
-        _follow(JobServer(stub.url), JOB, told)
+        _follow(JobServer(ailing.url), JOB, told)
         assert run.clock.phase_s("model_work", "sft") == pytest.approx(1.0)
 
 
 def test_a_job_that_died_without_a_word_is_told_with_its_last_lines(config):
     with (
-        stub_job_server(state="FAILED", log="Killed\n") as stub,
+        ailing_job_server(state="FAILED", log="Killed\n") as ailing,
         running(config, RunOptions()) as run,
         pytest.raises(LostActorError, match="ends with:\nKilled"),
     ):
-        _follow(JobServer(stub.url), JOB, _Told(run, since_s=0.0))
+        _follow(JobServer(ailing.url), JOB, _Told(run, since_s=0.0))
 
 
 def event(kind, **content):

@@ -16,7 +16,7 @@ from aiohttp import web
 
 
 @dataclass
-class StubJobs:
+class AilingJobs:
     """One server's job: what it says about it, and what it was asked to stop.
 
     `state` is None while the job is not known. `tails` are the texts of one connection after the
@@ -89,9 +89,9 @@ class StubJobs:
 
 
 @contextmanager
-def stub_job_server(**told: Any) -> Iterator[StubJobs]:
+def ailing_job_server(**told: Any) -> Iterator[AilingJobs]:
     """A server on loopback until the block ends."""
-    jobs, loop = StubJobs(**told), asyncio.new_event_loop()
+    jobs, loop = AilingJobs(**told), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     runner = asyncio.run_coroutine_threadsafe(_start(jobs), loop).result(20)
@@ -103,7 +103,7 @@ def stub_job_server(**told: Any) -> Iterator[StubJobs]:
         thread.join(20)
 
 
-async def _start(jobs: StubJobs) -> web.AppRunner:
+async def _start(jobs: AilingJobs) -> web.AppRunner:
     app = web.Application()
     app.router.add_get("/api/version", jobs.version)
     app.router.add_post("/api/jobs/", jobs.submit)
