@@ -1,6 +1,7 @@
 """A finished stage as Markdown with a plot inside: what Prefect shows on the stage's task."""
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -19,7 +20,9 @@ PLOTTED = {
 """Curves of each stage, one panel each."""
 _PANEL_IN, _HEIGHT_IN, _DPI = 3.4, 2.1, 90
 _LINE = "#1d4ed8"
-_MEBIBYTE = 2**20
+_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+_EVALUATION = "evaluation.json"
+_SIMULATED = "Gold is **simulated**: a rubric hidden from training, no people."
 
 
 def stage_report(artifact: Artifact, *, reused: bool) -> str:
@@ -31,6 +34,7 @@ def stage_report(artifact: Artifact, *, reused: bool) -> str:
         f" stage version {artifact.stage_version}.",
         _table(("figure", "value"), _figures(artifact.metrics)),
         _plot(artifact),
+        _comparison(artifact),
         "### Made from",
         _table(
             ("input", "from", "digest"),
@@ -40,7 +44,7 @@ def stage_report(artifact: Artifact, *, reused: bool) -> str:
             ],
         ),
         "### Outputs",
-        _table(("folder or file", "files", "MiB"), _outputs(artifact)),
+        _table(("folder or file", "files", "size"), _outputs(artifact)),
     ]
     actors = artifact.metrics.get(ACTORS, ())
     if actors:
@@ -61,10 +65,31 @@ def _outputs(artifact: Artifact) -> list[tuple[str, int, str]]:
     by_name: dict[str, list[int]] = {}
     for path, file in artifact.outputs.items():
         by_name.setdefault(path.partition("/")[0], []).append(file.bytes)
-    return [
-        (f"`{name}`", len(sizes), f"{sum(sizes) / _MEBIBYTE:.2f}")
-        for name, sizes in by_name.items()
-    ]
+    return [(f"`{name}`", len(sizes), _size_text(sum(sizes))) for name, sizes in by_name.items()]
+
+
+def _size_text(number: int) -> str:
+    """`0.35 MiB` as `358.4 KiB`: in the largest unit of which there is one."""
+    for unit, size in _UNITS:
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"
+
+
+def _comparison(artifact: Artifact) -> str:
+    """What an evaluation found on held-out prompts, with intervals; empty for other stages."""
+    if _EVALUATION not in artifact.outputs:
+        return ""
+    found = json.loads(artifact.path(_EVALUATION).read_text(encoding="utf-8"))["headline"]
+    rows = []
+    for name, gain in found["difference"].items():
+        sides = [f"{found[side][name]['value']:.4g}" for side in ("sft", "ppo")]
+        interval = f"{gain['value']:+.4g} [{gain['low']:+.4g}, {gain['high']:+.4g}]"
+        rows.append((name, *sides, interval))
+    heads = ("held out", "SFT", "PPO", "PPO - SFT [95% interval by prompt]")
+    told = f"### PPO against SFT, {found['prompts']} prompts\n\n{_table(heads, rows)}"
+    simulated = any(name.startswith("gold") for name in found["difference"])
+    return f"{told}\n\n{_SIMULATED}" if simulated else told
 
 
 def _plot(artifact: Artifact) -> str:

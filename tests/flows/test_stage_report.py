@@ -46,3 +46,20 @@ def test_report_has_figures_plot_and_whole_cells(tmp_path):
 
 def test_stage_without_curves_has_no_plot(tmp_path):
     assert "image/png" not in stage_report(finished(tmp_path), reused=False)
+
+
+def test_evaluation_shows_each_difference_with_its_interval(tmp_path):
+    artifact = finished(tmp_path)
+    sides = {side: {"gold": {"value": value}} for side, value in (("sft", 0.8), ("ppo", 0.9))}
+    gain = {"gold": {"value": 0.1, "low": 0.05, "high": 0.15}}
+    told = json.dumps({"headline": {"prompts": 46, "difference": gain} | sides})
+    (tmp_path / "outputs" / "evaluation.json").write_text(told)
+    artifact.outputs["evaluation.json"] = OutputFile(
+        path="evaluation.json", bytes=3 * 2**19, sha256="0" * 64
+    )
+    text = stage_report(artifact, reused=False)
+    assert "### PPO against SFT, 46 prompts" in text
+    assert "| gold | 0.8 | 0.9 | +0.1 [+0.05, +0.15] |" in text
+    assert "Gold is **simulated**" in text
+    assert "| `evaluation.json` | 1 | 1.5 MiB |" in text
+    assert "| `metrics.jsonl` | 1 | 0 bytes |" in text
