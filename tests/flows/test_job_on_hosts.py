@@ -17,7 +17,7 @@ from flows.summary import Summary
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 CLUSTER, OUTSIDE = ("host-1", "host-2"), "host-3"
-PATIENCE_S = 300
+PATIENCE_S = 420
 SETTINGS = {"run.shared_store": "s3://bucket/store", "preferences.rankings_per_prompt": "1"}
 BEFORE_PPO = {"ppo.steps": "2", "cluster.backend": "local"}
 STEPS = 3
