@@ -69,7 +69,7 @@ def _outputs(artifact: Artifact) -> list[tuple[str, int, str]]:
 
 
 def _size_text(number: int) -> str:
-    """`0.35 MiB` as `358.4 KiB`: in the largest unit of which there is one."""
+    """In the largest unit of which there is a whole one: 367,002 bytes are `358.4 KiB`."""
     for unit, size in _UNITS:
         if number >= size:
             return f"{number / size:.1f} {unit}"

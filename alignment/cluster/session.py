@@ -45,8 +45,11 @@ class Cluster:
     ) -> None:
         self.config = config
         self.logs = logs
-        carries = shared_store is not None and not config.store_is_shared
-        self._carrier = Carrier(shared_store) if shared_store is not None and carries else None
+        self._carrier = (
+            Carrier(shared_store)
+            if shared_store is not None and not config.store_is_shared
+            else None
+        )
         self._roles: dict[str, RemoteRole] = {}
         self._reserved: list[tuple[ReservedPlacement, set[str]]] = []
 
