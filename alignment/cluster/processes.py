@@ -97,7 +97,11 @@ def actor_device(role: str, rank: int, *, gpus: int) -> torch.device:
 
 
 def describe_process() -> dict[str, Any]:
-    """Host, process, visible GPUs, and memory in MiB (PSS: a shared page is split by its users)."""
+    """Host, process, visible GPUs, and memory in MiB.
+
+    `memory_mib` is PSS: a shared page is split by its users. `gpu_memory_mib` is the most that
+    torch's tensors took so far; None before the process uses a GPU.
+    """
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -107,8 +111,15 @@ def describe_process() -> dict[str, Any]:
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
         "memory_mib": _proportional_set_size_mib(),
+        "gpu_memory_mib": _gpu_memory_mib(),
         "exactness": arithmetic_facts(),
     }
+
+
+def _gpu_memory_mib() -> float | None:
+    if not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def _proportional_set_size_mib() -> float | None:

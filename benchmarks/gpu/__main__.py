@@ -43,7 +43,7 @@ def main() -> None:
     chosen = parser.parse_args()
     device, precision = torch.device(chosen.device), chosen.precision
     began = time.perf_counter()
-    record: dict[str, Any] = {**_facts(device), "precision": precision, "phases": []}
+    record: dict[str, Any] = {**facts_of(device), "precision": precision, "phases": []}
     record["engine"], record["engine_note"] = _engine(chosen.engine)
     record["checks"] = list(check_losses(device))
     width = 256 if chosen.tiny else 8192
@@ -156,7 +156,8 @@ def _engine(asked: str) -> tuple[str, str]:
     return "deepspeed", deepspeed.__version__
 
 
-def _facts(device: torch.device) -> dict[str, Any]:
+def facts_of(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions that figures belong to."""
     import transformers
 
     is_cuda = device.type == "cuda"
