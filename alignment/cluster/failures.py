@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from ray.exceptions import RayError, RayTaskError
 
 from alignment.cluster.process_identity import STATES
@@ -46,9 +47,11 @@ def explain_failures(
         cause = error.cause
         if isinstance(cause, AlignmentError):
             return cause
+        who = f"{role} rank {rank}{_on(hosts.get(rank))}"
+        if isinstance(cause, torch.OutOfMemoryError):
+            return ClusterError(_full_gpu(who, operation, cause))
         return ClusterError(
-            f"{role} rank {rank}{_on(hosts.get(rank))} failed in {operation}: "
-            f"{type(cause).__name__}: {cause}\n{_own_traceback(error)}"
+            f"{who} failed in {operation}: {type(cause).__name__}: {cause}\n{_own_traceback(error)}"
         )
     pid, host = pids.get(rank), hosts.get(rank)
     who = f"{role} rank {rank}" + (f" (process {pid}{_on(host)})" if pid else "")
@@ -114,6 +117,17 @@ def log_tail(logs: Path, pid: int | None, host: str | None = None) -> str:
     if not lines:
         return ""
     return f"its log in {logs} ends with:\n" + "\n".join(lines[-LOG_LINES:]) + "\n"
+
+
+def _full_gpu(who: str, operation: str, error: torch.OutOfMemoryError) -> str:
+    """What torch says of the device, without its advice on fragments, and what helps here."""
+    told = str(error).partition(" Of the allocated memory")[0]
+    return (
+        f"{who} has no GPU memory left in {operation}: {told} Lower the stage's "
+        "`tokens_per_microbatch`, which changes no result, or switch on `gradient_checkpointing`; "
+        "where weights and optimiser fill the GPU, raise `zero_stage` and `ranks`. `alignflow "
+        "plan` shows the parts"
+    )
 
 
 def _severity(error: Exception) -> int:

@@ -42,6 +42,7 @@ def actor_environment(
     environment = {
         "OMP_NUM_THREADS": str(config.threads),
         "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # they would fill the end of a log that errors show
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -1,1 +1,1 @@
-"""The training side on one GPU: SFT, reward model and PPO updates, packed and padded."""
+"""One GPU: speed of training (`benchmarks.gpu`), and roles on Ray (`benchmarks.gpu.cluster`)."""

@@ -6,8 +6,8 @@ tried; a step through Ray is timed against the same step called directly, and th
 compared with what torch held. Last come ZeRO 1 to 3 with one rank against ZeRO 0.
 
 Models are drawn at random, so nothing is downloaded. Needs what `benchmarks.gpu` needs, and Ray
-(jsonschema, referencing, rpds-py); no vLLM. `--tiny --gpus 0` tries all of it on any machine,
-without what only a GPU can show.
+(jsonschema, referencing, rpds-py); where vLLM is installed, its samples are checked too.
+`--tiny --gpus 0` tries all of it on any machine, without what only a GPU can show.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the check itself")
     parser.add_argument("--gpus", type=int, default=1, choices=[0, 1], help="a rank's GPUs")
     parser.add_argument("--budget-s", type=float, default=220.0, help="begin no check after this")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="e.g. transport; all if absent")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     name = "tiny" if chosen.tiny else "qwen2.5-0.5b"
@@ -56,13 +58,26 @@ def main() -> None:
         model.mkdir()
         language_model(SIZES[name].shape, torch.device("cpu")).save(model)
         made = {"model": model, "work": Path(work), "size": SIZES[name], "gpus": chosen.gpus}
-        first = [check_no_room, *CHECKS, check_kill_and_full_gpu]
+        first = [check_no_room, *CHECKS, *_with_vllm(), check_kill_and_full_gpu]
         for checks in (first, [check_zero_stages]):
-            _on_a_cluster(checks, made, record, ends_at)
+            asked = [
+                check for check in checks if chosen.only is None or _name(check) in chosen.only
+            ]
+            if asked:
+                _on_a_cluster(asked, made, record, ends_at)
             _write(record, chosen.out)
     failed = [check["check"] for check in record["checks"] if not check["passed"]]
     print(json.dumps(record), flush=True)
     print(f"{len(record['checks'])} checks, failed: {', '.join(failed) or 'none'}", flush=True)
+
+
+def _with_vllm() -> list[Check]:
+    """What needs vLLM, where it is installed."""
+    if find_spec("vllm") is None:
+        return []
+    from benchmarks.gpu.cluster_rollouts import check_rollouts
+
+    return [check_rollouts]
 
 
 def _on_a_cluster(
@@ -76,9 +91,9 @@ def _on_a_cluster(
         bench = Bench(cluster=cluster, **made)
         for check in checks:
             if time.perf_counter() > ends_at:
-                _tell(record, check.__name__, {"passed": False, "error": "no time left"})
+                _tell(record, _name(check), {"passed": False, "error": "no time left"})
                 continue
-            with _timed(record, check.__name__) as figures:
+            with _timed(record, _name(check)) as figures:
                 figures |= check(bench)
         held_here = torch.cuda.memory_reserved() / 2**20 if made["gpus"] else 0.0
     with _timed(record, "nothing left") as figures:
@@ -112,8 +127,12 @@ def _timed(record: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     _tell(record, name, {**figures, "seconds": time.perf_counter() - began})
 
 
+def _name(check: Check) -> str:
+    return check.__name__.removeprefix("check_")
+
+
 def _tell(record: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
-    check = {"check": name.removeprefix("check_"), **figures}
+    check = {"check": name, **figures}
     record["checks"].append(check)
     print("passed" if check["passed"] else "FAILED", json.dumps(check), flush=True)
 

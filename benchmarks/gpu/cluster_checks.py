@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from alignment.config import (
     SFTConfig,
     TrainingConfig,
 )
+from alignment.data.batching import plan_packed
 from alignment.experience import TokenBatch, select_rows
 from alignment.planning.machines import GPU_KINDS
 from alignment.planning.memory import BatchSizes, role_memory
@@ -325,19 +326,30 @@ def _weights_in(folder: Path) -> dict[str, Tensor]:
 def _memory(
     spec: TrainableSpec, batch: TokenBatch, size: Size, held_mib: float | None
 ) -> dict[str, Any]:
-    """GiB that `alignflow plan` foresees without the process's own, and what torch held at most."""
+    """GiB that a plan foresees above the process's own, and what torch held at most.
+
+    A plan takes the largest microbatch for granted; `planned_as_cut` knows the one there was.
+    """
     lengths = lengths_of(batch)
+    rows = batch.attention_mask.sum(1)
+    budget = spec.training.tokens_per_microbatch
+    cut = plan_packed(rows.tolist(), tokens_per_microbatch=budget)
     sizes = BatchSizes(
-        rows=len(batch.token_ids),
+        rows=len(rows),
         prompt_tokens=max(lengths.prompts),
         response_tokens=max(lengths.responses),
     )
-    gpu = GPU_KINDS["H200"]
-    planned = role_memory(spec, size.shape, sizes, ClusterConfig(), gpu, publishes=False)
-    parts = ("weights", "gradients", "optimizer", "activations", "buffers", "overhead")
+
+    def planned_gib(tokens: int) -> float:
+        training = spec.training.model_copy(update={"tokens_per_microbatch": tokens})
+        as_cut = replace(spec, training=training)
+        gpu = GPU_KINDS["H200"]
+        plan = role_memory(as_cut, size.shape, sizes, ClusterConfig(), gpu, publishes=False)
+        return (plan.working - plan.overhead) / 2**30
+
     return {
-        "planned_gib": (planned.working - planned.overhead) / 2**30,
-        "planned_parts_gib": {part: getattr(planned, part) / 2**30 for part in parts},
+        "planned_gib": planned_gib(budget),
+        "planned_as_cut_gib": planned_gib(max(int(rows[piece].sum()) for piece in cut)),
         "held_gib": None if held_mib is None else held_mib / 2**10,
     }
 

@@ -18,6 +18,7 @@ from benchmarks.gpu.cluster_checks import Bench, gpu_memory_mib, largest
 TOO_LONG_A_ROW = 2**18
 """Tokens: activations of some 0.4 TB at 0.5B parameters."""
 FREE_WITHIN_S = 20.0
+SETTLES_IN_S = 1.0
 SLACK_MIB = 64
 """By how much memory in use may differ before it counts as taken."""
 
@@ -33,7 +34,7 @@ def check_no_room(bench: Bench) -> dict[str, Any]:
 def check_kill_and_full_gpu(bench: Bench) -> dict[str, Any]:
     """A killed actor is named, gives its GPU back and starts again; then its GPU is filled."""
     spec, batch = bench.trainable(precision="bfloat16"), bench.few_rows()
-    free = gpu_memory_mib()
+    free = _settled_gpu_memory_mib()
     with bench.started(spec) as role:
         answers, held = role.logprobs(batch), gpu_memory_mib()
         [facts] = role.describe()
@@ -57,6 +58,15 @@ def check_kill_and_full_gpu(bench: Bench) -> dict[str, Any]:
             passed &= "policy rank 0" in full and "forward_backward" in full
             passed &= "memory" in full and figures["answers_after"] == 0.0
     return {**figures, "passed": passed}
+
+
+def _settled_gpu_memory_mib() -> float:
+    """Memory in use once the roles that were ended before have gone."""
+    before, now = -1.0, gpu_memory_mib()
+    while now != before:
+        time.sleep(SETTLES_IN_S)
+        before, now = now, gpu_memory_mib()
+    return now
 
 
 def _fill_gpu(role: Any) -> str:

@@ -156,6 +156,14 @@ class PlainActor:
     def crash(self) -> None:
         raise KeyError("a mistake of ours")
 
+    def fill_gpu(self) -> None:
+        """What torch 2.11 raised on an H200."""
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.38 GiB. GPU 0 has a total capacity of 139.80 "
+            "GiB of which 681.56 MiB is free. Of the allocated memory 136.35 GiB is allocated by "
+            "PyTorch, and 231.85 MiB is reserved by PyTorch but unallocated."
+        )
+
     def die_on(self, rank: int) -> None:
         if self.rank == rank:
             print("last words", file=sys.stderr, flush=True)

@@ -60,6 +60,15 @@ def test_a_crash_is_named_with_role_rank_operation_and_place(group: ActorGroup) 
     assert group.call("answer") == [0, 1], "a crash that every rank reports ends nobody"
 
 
+def test_a_full_gpu_is_named_with_what_to_do(group: ActorGroup) -> None:
+    with pytest.raises(ClusterError) as failure:
+        group.call("fill_gpu")
+    message = str(failure.value)
+    assert message.startswith("critic rank 0 has no GPU memory left in fill_gpu: CUDA out of mem")
+    assert "of which 681.56 MiB is free. Lower the stage's `tokens_per_microbatch`" in message
+    assert "Traceback" not in message
+
+
 def test_a_killed_rank_is_named_and_not_its_complaining_peer(group: ActorGroup) -> None:
     pid = group.call("describe")[1]["pid"]
     with pytest.raises(ClusterError) as failure:

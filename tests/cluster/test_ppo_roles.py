@@ -14,6 +14,7 @@ from role_factory import (
 )
 
 from alignment.cluster import Cluster, weights_from_folder
+from alignment.cluster.failures import log_tail
 from alignment.cluster.generator import CPU_BATCHED_TOKENS
 from alignment.errors import ClusterError, DataError, ModelError
 from alignment.experience import Sampling
@@ -37,6 +38,14 @@ def test_roles_say_what_runs_behind_them(ppo_roles: PPORoles) -> None:
     assert len({facts["pid"] for facts in described}) == 5
     assert all(facts["memory_mib"] > 10 for facts in described)
     assert all(facts["cuda_visible_devices"] == "" for facts in described)
+
+
+def test_loading_a_model_leaves_no_progress_bar_in_the_log(
+    cluster: Cluster, ppo_roles: PPORoles
+) -> None:
+    for role in (ppo_roles.policy, ppo_roles.reference):
+        [facts] = role.describe()
+        assert "Loading weights" not in log_tail(cluster.logs, facts["pid"])
 
 
 def test_vllm_and_trainer_agree_after_a_real_update(ppo_roles: PPORoles) -> None:
