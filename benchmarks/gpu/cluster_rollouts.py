@@ -18,14 +18,18 @@ PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS, COMPARED = 64, 32, 64, 4
 
 
 def check_rollouts(bench: Bench) -> dict[str, Any]:
-    """In both precisions: samples twice the same, and log-probabilities those of the model."""
+    """In both precisions: log-probabilities are the model's own, and whether samples repeat.
+
+    They need not: what is computed beside a sequence differs from call to call, and in bf16 its
+    rounding with that. A resumed run replays its journal and does not sample again.
+    """
     _give_tokenizer(bench)
     figures: dict[str, Any] = {"passed": True}
     precisions: tuple[Precision, ...] = ("bfloat16", "float32")
     for precision in precisions:
         seen = _sampled(bench, precision)
         figures[precision] = seen
-        figures["passed"] &= seen["gap_nats"] < ACCEPTED_GAP_NATS[precision] and seen["same"] == 1.0
+        figures["passed"] &= seen["gap_nats"] < ACCEPTED_GAP_NATS[precision]
     return figures
 
 
@@ -65,7 +69,7 @@ def _sampled(bench: Bench, precision: Precision) -> dict[str, Any]:
         "tokens_per_s": float(rollout.response_mask.sum()) / seconds,
         "gap_nats": float(gaps.mean()),
         "largest_gap_nats": float(gaps.max()),
-        "same": float(same),
+        "samples_repeat": same,
     }
 
 
