@@ -273,7 +273,8 @@ def _trained(role: Any, spec: TrainableSpec, task: Task, bench: Bench) -> dict[s
     [facts] = role.describe()
     named = ("device", "engine", "optimizer", "deepspeed", "gpu_memory_mib")
     on_gpu = str(facts["device"]).startswith("cuda")
-    passed = within(apart) and all(checkpoint["same"].values()) and on_gpu == bool(bench.gpus)
+    resumed = all(checkpoint["same"].values()) and within(checkpoint["step_after_loading"])
+    passed = within(apart) and resumed and on_gpu == bool(bench.gpus)
     return {
         "described": {name: facts[name] for name in named},
         "gpu": facts["exactness"].get("gpu"),
