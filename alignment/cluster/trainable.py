@@ -94,6 +94,8 @@ class TrainableActor(ActorOfSomeHost):
         )
         torch.manual_seed(spec.seed + self.rank)
         self._own: Module = load_trainable_module(spec).to(self.device)
+        if self._gathers_in_forward and isinstance(self._own, LanguageModel):
+            self._own.most_chunks = lambda own: largest_over_ranks(own, self.device)
         self._engine, self._clip = start_engine(self._own, spec)
         self._module = EngineModule(self._engine, self._own)
         self._average = WeightAverage(self._own, spec.ema_decay)
@@ -279,9 +281,14 @@ class TrainableActor(ActorOfSomeHost):
     def _microbatch_tokens(self) -> int:
         return self.spec.training.tokens_per_microbatch
 
+    @property
+    def _gathers_in_forward(self) -> bool:
+        """Whether each forward pass of a layer is a collective."""
+        return self.spec.training.zero_stage == 3 and self.num_ranks > 1
+
     def _keep_in_step(self, batch: TokenBatch, tokens: int | None = None) -> None:
         """ZeRO 3 gathers weights in every forward pass: run as many as the busiest rank."""
-        if self.spec.training.zero_stage < 3 or self.num_ranks == 1:
+        if not self._gathers_in_forward:
             return
         own = len(microbatches(self._own, batch, tokens=tokens or self._microbatch_tokens))
         shortest = select_rows(batch, [int(batch.attention_mask.sum(1).argmin())])

@@ -10,7 +10,7 @@ computed (`alignment.models.packing`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ from alignment.models.lora import (
     save_merged,
 )
 from alignment.models.packing import hidden_states
-from alignment.objectives.logprobs import positions_before, scatter_to_grid, token_logprobs
+from alignment.objectives.logprobs import (
+    chunk_count,
+    positions_before,
+    scatter_to_grid,
+    token_logprobs,
+)
 from alignment.training.roles import LogprobOutputs, ValueOutputs
 
 VALUE_HEAD_WEIGHTS = "value_head.safetensors"
@@ -58,6 +63,8 @@ class LanguageModel(nn.Module):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self.entropy_gradient = entropy_gradient
+        self.most_chunks: Callable[[int], int] = int
+        """Of chunk counts, one a rank, the largest: of one process, its own. See `chunk_count`."""
 
     @property
     def backbone(self) -> Any:
@@ -75,6 +82,7 @@ class LanguageModel(nn.Module):
             token_ids[response_mask],
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
+            min_chunks=self.most_chunks(chunk_count(len(rows), self.chunk_tokens)),
             with_entropy_gradient=self.entropy_gradient,
         )
         return LogprobOutputs(

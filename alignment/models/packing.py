@@ -1,8 +1,8 @@
 """Backbones that compute on real tokens only.
 
 The rows of a batch are laid one after the other, without padding: every layer but attention works
-token by token and cannot tell. Attention is that of each row with itself: row by row on a CPU, and
-on a GPU in 16-bit arithmetic one launch for all rows.
+token by token and cannot tell. Attention is that of each row with itself
+(`alignment.models.row_attention`).
 
 Rows are right-padded and a row's first `length` tokens count. Either way the hidden states come
 back flat, [N, H], with where each row starts.
@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignment.models.row_attention import Rows, row_attention
+
 PACKED = "alignflow_packed"
 """Our attention's name among those of transformers."""
 
 DEVICES: tuple[str, ...] = ("cpu", "cuda")
 """Kinds of device on which rows are packed."""
-
-AT_ONCE: tuple[str, ...] = ("cuda",)
-"""Kinds of device where torch has one launch for all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,6 @@ class Hidden:
 
     states: Tensor
     starts: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Where packed rows lie: int32 `offsets` [B + 1] on the device, and `lengths` here."""
-
-    offsets: Tensor
-    lengths: tuple[int, ...]
 
 
 def pack_attention(model: Any) -> None:
@@ -104,34 +95,7 @@ def _attention(
 
     if packed_rows is None:  # somebody else's call, padded
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if query.device.type in AT_ONCE and value.dtype in (torch.bfloat16, torch.float16):
-        return _attention_at_once(query, key, value, packed_rows, scale=settings.get("scaling"))
-    lengths = list(packed_rows.lengths)
-    rows = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
-    outputs = [sdpa_attention_forward(module, *row, None, **settings)[0] for row in rows]
-    return torch.cat(outputs, dim=1), None
-
-
-def _attention_at_once(
-    query: Tensor, key: Tensor, value: Tensor, rows: Rows, *, scale: float | None
-) -> tuple[Tensor, None]:
-    """The same in one launch; key and value heads are repeated for the queries that share them."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    heads, longest = query.shape[1], max(rows.lengths)
-    by_token = [
-        part[0]
-        .repeat_interleave(heads // part.shape[1], dim=0)
-        .transpose(0, 1)
-        .to(value.dtype)
-        .contiguous()
-        for part in (query, key, value)
-    ]
-    causal = (-1, 0)  # all tokens before, none after
-    output: Tensor = varlen_attn(
-        *by_token, rows.offsets, rows.offsets, longest, longest, scale=scale, window_size=causal
-    )
-    return output[None], None
+    return row_attention(module, query, key, value, packed_rows, **settings), None
 
 
 def _register() -> None:

@@ -9,6 +9,7 @@ neighbour, which after a gap is the last token of the gap.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,13 @@ def scatter_to_grid(
     return grid.masked_scatter(response_mask, per_token)
 
 
+KEPT_CHUNKS = 3
+"""A batch of at most this many chunks keeps its logits; of more, each chunk is computed again."""
+
+ROWS_ON_CPU = 8
+"""Rows of logits that a CPU takes from their softmax to the gradient at a time, in its cache."""
+
+
 def token_logprobs(
     hidden: Float[Tensor, "N H"],
     project: Callable[[Tensor], Tensor],
@@ -69,11 +77,12 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each target and entropy of its distribution, in nats, float32.
 
-    `project` maps hidden states [n, H] to logits [n, V]; it is called once a chunk, and again
-    in backward where the chunk is recomputed, so that at most `chunk_tokens` x V logits exist at
-    a time. Under ZeRO-3 each call is a collective: ranks then pass the largest chunk count among
-    them as `min_chunks`. Logits are taken to float32 before the division by `temperature`.
-    Entropy is a metric without gradient unless `with_entropy_gradient`.
+    `project` maps hidden states [n, H] to logits [n, V]; it is called once a chunk of at most
+    `chunk_tokens`, and where there are more than `KEPT_CHUNKS` again in backward, so that at most
+    `KEPT_CHUNKS` chunks of logits and one gradient of that size exist at a time. Under ZeRO-3
+    each call is a collective: ranks then pass the largest chunk count among them as `min_chunks`.
+    Logits are taken to float32 before the division by `temperature`. Entropy is a metric without
+    gradient unless `with_entropy_gradient`.
 
     Raises:
         ValueError: temperature or chunk_tokens is not positive.
@@ -84,19 +93,13 @@ def token_logprobs(
         )
 
     def chunk_outputs(chunk_hidden: Tensor, chunk_targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = project(chunk_hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if temperature != 1.0:  # the largest tensor there is: no pass over it for nothing
-            logits = logits / temperature
-        distribution = F.log_softmax(logits, dim=-1)
-        logprobs = distribution.gather(1, chunk_targets.unsqueeze(1)).squeeze(1)
-        if with_entropy_gradient and torch.is_grad_enabled():
-            return logprobs, -(distribution.exp() * distribution).sum(-1)
-        with torch.no_grad():
-            return logprobs, -distribution.exp().mul_(distribution).sum(-1)
+        logprobs, entropies = _LogprobAndEntropy.apply(
+            project(chunk_hidden), chunk_targets, temperature
+        )
+        return logprobs, entropies if with_entropy_gradient else entropies.detach()
 
     chunks = max(chunk_count(len(targets), chunk_tokens), min_chunks)
-    recompute = torch.is_grad_enabled() and chunks > 1
+    recompute = torch.is_grad_enabled() and chunks > KEPT_CHUNKS
     outputs = [
         checkpoint(chunk_outputs, *chunk, use_reentrant=False)
         if recompute
@@ -105,6 +108,66 @@ def token_logprobs(
     ]
     logprobs, entropies = zip(*outputs, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+class _LogprobAndEntropy(torch.autograd.Function):
+    """Of logits [n, V] and targets [n]: log-probabilities and entropies [n], at least float32.
+
+    Autograd's own graph of this keeps the log-softmax beside the logits and passes over tensors of
+    that size many times. Here only the logits are kept, and a few rows at a time go all the way.
+    With z = logits / temperature and log p = log_softmax(z):
+
+        d log p_a / d z_j = [j = a] - p_j        dH / d z_j = -p_j (log p_j + H)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, targets)
+        ctx.temperature = temperature
+        logprobs = torch.empty(len(targets), dtype=_wide(logits), device=logits.device)
+        entropies = torch.empty_like(logprobs)
+        for rows in _few_rows(logits):
+            log_p = _log_softmax(logits[rows], temperature)
+            logprobs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
+            entropies[rows] = -log_p.exp().mul_(log_p).sum(-1)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(
+        ctx: Any, for_logprobs: Tensor | None, for_entropies: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        logits, targets = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for rows in _few_rows(logits):
+            log_p = _log_softmax(logits[rows], ctx.temperature)
+            p = log_p.exp()
+            given = torch.zeros_like(p[:, :1])
+            if for_logprobs is not None:
+                given = for_logprobs[rows, None] / ctx.temperature
+            factor = given
+            if for_entropies is not None:
+                entropy = -(p * log_p).sum(-1, keepdim=True)
+                factor = given + for_entropies[rows, None] / ctx.temperature * (log_p + entropy)
+            gradient[rows] = p.mul_(factor.neg()).scatter_add_(1, targets[rows, None], given)
+        return gradient, None, None
+
+
+def _few_rows(logits: Tensor) -> list[slice]:
+    """On a CPU few rows at a time stay in its cache; a GPU takes all in one launch."""
+    step = ROWS_ON_CPU if logits.device.type == "cpu" else max(1, len(logits))
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits.to(_wide(logits))
+    return F.log_softmax(wide / temperature if temperature != 1.0 else wide, dim=-1)
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def chunk_count(tokens: int, chunk_tokens: int) -> int:

@@ -38,8 +38,13 @@ LIVE_PARAMETERS = 1_000_000_000
 """Read: DeepSpeed 0.19, `stage3_max_live_parameters` default."""
 VOCABULARY_CHUNK_TOKENS = 512
 """Read: `chunk_tokens` of alignment.models.modules.LanguageModel."""
-VOCABULARY_COPIES = 4
-"""Read: logits, log-softmax, its exponential and their product in objectives/logprobs.py."""
+VOCABULARY_KEPT_CHUNKS = 3
+"""Read: `KEPT_CHUNKS` of alignment.objectives.logprobs."""
+SHORT_ROW_TOKENS = 256
+"""Read: `SHORT` of alignment.models.row_attention."""
+VOCABULARY_COPIES_ON_GPU = 2
+"""Read: log-softmax and its exponential in objectives/logprobs.py, of a whole chunk; a CPU has
+them of a few rows."""
 ENGINE_SEQUENCES = 64
 """Read: `max_parallel_sequences` default of GeneratorSpec."""
 

@@ -139,11 +139,29 @@ def saved_activations(shape: ModelShape, tokens: int, precision: Precision) -> i
     return tokens * (width + 4 * shape.attention_heads + 8)
 
 
-def vocabulary_chunk(shape: ModelShape, batch: BatchSizes, tokens: int) -> int:
-    """Bytes of one chunk of the projection to the vocabulary at its peak."""
+def packing_activations(
+    shape: ModelShape, tokens: int, precision: Precision, *, row_tokens: int
+) -> int:
+    """Bytes of one layer that a CPU keeps beside those, because its rows are packed.
+
+    Row by row the outputs are kept, and once more together. Short rows in 16-bit arithmetic keep
+    the weights of attention, in float32 and rounded.
+    """
+    if precision == "bfloat16" and row_tokens <= known.SHORT_ROW_TOKENS:
+        return tokens * 6 * shape.attention_heads * row_tokens
+    return tokens * (4 if precision == "float32" else 2) * shape.query_width
+
+
+def vocabulary_logits(
+    shape: ModelShape, batch: BatchSizes, tokens: int, *, trained: bool, on_gpu: bool
+) -> int:
+    """Bytes of logits at the busiest moment: what backward needs, and copies of one chunk."""
     responses = -(-tokens * batch.response_tokens // batch.row_tokens)
-    rows = min(known.VOCABULARY_CHUNK_TOKENS, responses)
-    return known.VOCABULARY_COPIES * 4 * rows * shape.vocabulary
+    chunk = min(known.VOCABULARY_CHUNK_TOKENS, responses)
+    is_kept = trained and responses <= known.VOCABULARY_KEPT_CHUNKS * known.VOCABULARY_CHUNK_TOKENS
+    copies = known.VOCABULARY_COPIES_ON_GPU if on_gpu else 0
+    gradient = 1 if trained else 0
+    return 4 * shape.vocabulary * ((responses if is_kept else chunk) + (copies + gradient) * chunk)
 
 
 def _trainable(
@@ -154,14 +172,18 @@ def _trainable(
     updated = adapter_parameters(spec, shape) or numbers
     share, updated_share = -(-numbers // ranks), -(-updated // ranks)
     tokens = microbatch_tokens(batch, budget=training.tokens_per_microbatch, ranks=ranks)
+    on_gpu = bool(spec.resources.gpus_per_rank)
     one_layer = saved_activations(shape, tokens, training.precision)
+    if not on_gpu:
+        longest = batch.row_tokens
+        one_layer += packing_activations(shape, tokens, training.precision, row_tokens=longest)
     kept = shape.layers * (4 * shape.hidden * tokens)
     activations = kept + one_layer if training.gradient_checkpointing else shape.layers * one_layer
     # the dense gradients of embedding and head
     matrices = (2 if spec.kind == "language" else 1) if training.lora is None else 0
     temporary = 4 * matrices * shape.vocabulary_matrix
     if spec.kind == "language":
-        activations += vocabulary_chunk(shape, batch, tokens)
+        activations += vocabulary_logits(shape, batch, tokens, trained=True, on_gpu=on_gpu)
     adapters = updated if training.lora else 0
     weights = 4 * (share if stage == 3 else numbers) + 4 * adapters
     weights += 4 * updated if spec.ema_decay else 0  # the average, whole on every rank
@@ -170,7 +192,6 @@ def _trainable(
     optimizer = 4 * ((2 * updated_share if stage else 2 * updated) + master)
     buffers = temporary + 4 * _collective_numbers(stage, numbers, updated, ranks)
     buffers += 2 * numbers if training.precision == "bfloat16" else 0
-    on_gpu = bool(spec.resources.gpus_per_rank)
     published = 2 * numbers if publishes and not on_gpu else 0  # half of a copy: two map it
     slack = 0 if on_gpu else _slack(activations + gradients + temporary)
     idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
@@ -204,9 +225,10 @@ def _frozen(spec: FrozenSpec, shape: ModelShape, batch: BatchSizes) -> RoleMemor
     numbers, ranks = parameters_of(spec, shape), spec.resources.ranks
     tokens = microbatch_tokens(batch, budget=spec.tokens_per_microbatch, ranks=ranks)
     activations = 4 * tokens * (4 * shape.hidden + 3 * shape.intermediate)
-    if spec.kind == "language":
-        activations = max(activations, vocabulary_chunk(shape, batch, tokens))
     on_gpu = bool(spec.resources.gpus_per_rank)
+    if spec.kind == "language":
+        logits = vocabulary_logits(shape, batch, tokens, trained=False, on_gpu=on_gpu)
+        activations = max(activations, logits)
     idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
     return RoleMemory(
         role=spec.name,

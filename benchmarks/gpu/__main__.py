@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from alignment.config import Precision
-from alignment.models import packing
+from alignment.models import row_attention
 from benchmarks.gpu.checks import check_losses
 from benchmarks.gpu.measure import compare_ways, measure_model, product_rate, profile_model
 from benchmarks.gpu.models import SIZES
@@ -71,7 +71,7 @@ def _measure(name: str, device: torch.device, record: dict[str, Any], precision:
     with _told(f"{name}: rows at once", record):
         record["compared"] += list(compare_ways(SIZES[name], device))
     if record["errors"]:
-        packing.AT_ONCE = ()
+        row_attention.AT_ONCE = ()
         with _told(f"{name}: row by row", record):
             record["compared"] += list(compare_ways(SIZES[name], device))
     for kind in ("language", "value"):

@@ -120,6 +120,10 @@ class RevealingActor(TrainableActor):
             revealed[name] = (moment / (1 - first_beta)).clone()
         return revealed
 
+    def project_at_most(self, tokens: int) -> None:
+        """Cut the projection to the vocabulary into smaller chunks than real models need."""
+        self._own.chunk_tokens = tokens
+
     def weight_digest(self) -> str:
         digest = hashlib.sha256()
         for _, parameter in self._own.named_parameters():

@@ -6,6 +6,8 @@ from torch import nn
 
 from alignment.errors import DataError
 from alignment.objectives.logprobs import (
+    KEPT_CHUNKS,
+    ROWS_ON_CPU,
     chunk_count,
     gather_before,
     positions_before,
@@ -54,7 +56,7 @@ def test_equals_the_plain_reference(temperature, chunk_tokens):
         assert float(entropies[n]) == pytest.approx(entropy(logits, temperature), rel=1e-10)
 
 
-@pytest.mark.parametrize("chunk_tokens", [3, 10])
+@pytest.mark.parametrize("chunk_tokens", [2, 10])
 @pytest.mark.parametrize("with_entropy_gradient", [False, True])
 def test_gradients(chunk_tokens, with_entropy_gradient):
     hidden, weight, targets = inputs()
@@ -75,6 +77,29 @@ def test_gradients(chunk_tokens, with_entropy_gradient):
     assert_gradient(lambda w: total(hidden, w), weight, tolerance=1e-6)
 
 
+def test_the_entropy_alone_has_its_gradient():
+    hidden, weight, targets = inputs()
+    assert TOKENS > ROWS_ON_CPU  # the last rows are taken apart
+
+    def total(hidden):
+        entropies = token_logprobs(
+            hidden, lambda h: h @ weight.T, targets, temperature=2.0, with_entropy_gradient=True
+        )[1]
+        return (torch.linspace(-1, 1, TOKENS, dtype=torch.float64) * entropies).sum()
+
+    assert_gradient(total, hidden, tolerance=1e-6)
+
+
+def test_half_precision_logits_have_the_gradient_of_the_float32_ones_rounded_once():
+    hidden, weight, targets = inputs(torch.bfloat16)
+    logits = (hidden @ weight.T).requires_grad_(True)
+    token_logprobs(logits, lambda h: h, targets, temperature=0.7)[0].sum().backward()
+    wide = logits.detach().float().requires_grad_(True)
+    torch.log_softmax(wide / 0.7, -1)[torch.arange(TOKENS), targets].sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.grad, wide.grad.bfloat16(), rtol=2**-8, atol=0)
+
+
 def test_entropy_is_a_metric_without_gradient_unless_asked_for():
     hidden, weight, targets = inputs()
     hidden.requires_grad_(True)
@@ -90,6 +115,7 @@ def test_entropy_is_a_metric_without_gradient_unless_asked_for():
 
 
 def test_chunks_bound_what_is_projected_and_what_is_kept_for_backward():
+    """Few chunks keep their logits and nothing else of that size; many keep none."""
     hidden, weight, targets = inputs()
     kept = []
 
@@ -98,7 +124,7 @@ def test_chunks_bound_what_is_projected_and_what_is_kept_for_backward():
         return tensor
 
     sizes = {}
-    for chunk_tokens in (TOKENS, 2):
+    for chunk_tokens in (TOKENS, 4, 2):
         head = CountingHead(weight)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -109,9 +135,11 @@ def test_chunks_bound_what_is_projected_and_what_is_kept_for_backward():
         assert max(head.rows) <= chunk_tokens
         assert sum(head.rows) == TOKENS
         logprobs.sum().backward()
-        recomputed = TOKENS if chunk_tokens < TOKENS else 0
-        assert sum(head.rows) == TOKENS + recomputed
-    assert sizes[TOKENS] >= TOKENS * VOCABULARY
+        is_recomputed = chunk_count(TOKENS, chunk_tokens) > KEPT_CHUNKS
+        assert sum(head.rows) == TOKENS * (1 + is_recomputed)
+    others = HIDDEN * VOCABULARY + TOKENS * HIDDEN + TOKENS  # weight, hidden, targets
+    assert sizes[TOKENS] == TOKENS * VOCABULARY + others
+    assert sizes[4] == sizes[TOKENS] + 2 * HIDDEN * VOCABULARY  # the weight, by each chunk
     assert sizes[2] < TOKENS * VOCABULARY / 2
 
 
@@ -132,13 +160,13 @@ def test_ranks_with_different_token_counts_can_project_equally_often():
             hidden[:count].clone().requires_grad_(True),
             head,
             targets[:count],
-            chunk_tokens=4,
-            min_chunks=chunk_count(TOKENS, 4),
+            chunk_tokens=2,
+            min_chunks=chunk_count(TOKENS, 2),
         )
         assert len(logprobs) == len(entropies) == count
         logprobs.sum().backward()
         calls.append(len(head.rows))
-    assert calls == [6, 6, 6]  # 3 in forward, 3 recomputed in backward
+    assert calls == [10, 10, 10]  # 5 in forward, 5 recomputed in backward
 
 
 def test_a_batch_without_response_tokens_still_has_a_graph():

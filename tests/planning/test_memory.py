@@ -76,25 +76,24 @@ def test_lora_updates_its_adapters_only():
 
 
 def test_activations_by_hand():
-    """One row of 112 tokens in SmolLM2: 30 layers x (24x576 + 8x576 + 8x192 + 16x1536 + 9x4 + 8)
-    bytes a token, and 48 responses x 49152 x 4 bytes x 4 copies of the vocabulary's numbers.
+    """One row of 112 tokens in SmolLM2: 30 layers x (24x576 + 12x576 + 8x192 + 16x1536 + 9x4 + 8)
+    bytes a token, and 48 responses x 49152 x 4 bytes, logits and their gradient.
     """
     batch = BatchSizes(rows=1, prompt_tokens=64, response_tokens=48)
     role = memory(trained(), SMOL, batch, gpu=None)
-    assert role.activations == 112 * 30 * 44_588 + 37_748_736
+    assert role.activations == 112 * 30 * 46_892 + 18_874_368
     value = memory(trained("critic", "value"), SMOL, batch, gpu=None)
-    assert value.activations == 112 * 30 * 44_588
+    assert value.activations == 112 * 30 * 46_892
     assert value.weights == 4 * (134_515_008 + 576 + 1)
 
 
 def test_the_vocabulary_is_projected_in_chunks():
-    """512 response tokens at most at a time, so twice the budget adds nothing to that part."""
+    """Up to three chunks of 512 are kept, and one gradient; of more, one of each at a time."""
     batch = BatchSizes(rows=64, prompt_tokens=1, response_tokens=127)
-    one, two = (
-        memory(trained(tokens_per_microbatch=t), SMOL, batch, gpu=None) for t in (1024, 2048)
-    )
-    layers = 30 * 44_588
-    assert one.activations - 1024 * layers == two.activations - 2048 * layers == 402_653_184
+    one_token = 4 * 49152
+    for tokens, rows in ((1024, 1016 + 512), (2048, 2 * 512), (4096, 2 * 512)):
+        role = memory(trained(tokens_per_microbatch=tokens), SMOL, batch, gpu=None)
+        assert role.activations == tokens * 30 * 46_892 + rows * one_token
 
 
 def test_kv_cache_bytes_a_token_by_hand():
