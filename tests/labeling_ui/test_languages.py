@@ -74,6 +74,12 @@ NOT_TRANSLATED = {
 }
 
 
+def english_words(shown):
+    """Words of three letters and more, digests and what stays English left out."""
+    words = set(re.findall(r"[A-Za-z]{3,}", shown)) - NOT_TRANSLATED
+    return {word for word in words if not re.fullmatch("[a-f]+", word)}
+
+
 def test_the_leads_page_in_chinese(store_path, tmp_path, visit):
     """Every word but names, texts of the round and what the log says in its own terms."""
     with LabelStore.open(store_path) as store:
@@ -102,16 +108,20 @@ def test_the_leads_page_in_chinese(store_path, tmp_path, visit):
         page.fill("input[name=password]", "correct horse")
         page.keyboard.press("Enter")
         page.locator(".figures").wait_for()
-        english = set()
         for tab in TABS:
             page.get_by_role("tab", name=tab, exact=True).click()
             page.wait_for_timeout(300)
             if tab == "操作日志":
                 page.locator(".wide >> visible=true").wait_for()
                 break  # actions are logged in English
-            shown = page.locator("body").inner_text().replace(str(tmp_path), "")
-            english |= set(re.findall(r"[A-Za-z]{3,}", shown)) - NOT_TRANSLATED
-        assert {word for word in english if not re.fullmatch("[a-f]+", word)} == set()
+            for _ in range(40):  # Gradio shows the name of a message until it has its text
+                english = english_words(
+                    page.locator("body").inner_text().replace(str(tmp_path), "")
+                )
+                if not english:
+                    break
+                page.wait_for_timeout(250)
+            assert (tab, english) == (tab, set())
     finally:
         server.stop()
 
