@@ -72,7 +72,8 @@ def _ways(policy: Any, generator: Any, folder: Path) -> dict[str, Callable[[], f
 
     def transport() -> float:
         begun = time.perf_counter()
-        [buckets] = policy.group.call("copy_weights")
+        [count] = policy.group.call("count_buckets")
+        buckets = [policy.group.call("copy_bucket", number)[0] for number in range(count)]
         ray.get(engine.__ray_call__.remote(_open_buckets, buckets))
         return time.perf_counter() - begun
 

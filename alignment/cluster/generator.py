@@ -15,7 +15,7 @@ from alignment.cluster.carried_folders import ActorOfSomeHost, kept_model
 from alignment.cluster.processes import actor_device, describe_process
 from alignment.cluster.weights import (
     FolderWeights,
-    ObjectStoreWeights,
+    WeightBucket,
     WeightProbe,
     require_same_shapes,
     weight_shapes,
@@ -52,6 +52,7 @@ class GeneratorActor(ActorOfSomeHost):
         self._version: int | None = 0
         self._sampled_versions: set[int] = set()
         self._llm: Any = None
+        self._is_updating = False
 
     def start(self) -> None:
         """Load the model into vLLM."""
@@ -87,20 +88,45 @@ class GeneratorActor(ActorOfSomeHost):
         self._sampled_versions.add(version)
         return [_response(output.outputs[0], version) for output in outputs]
 
-    def load_weights(self, weights: ObjectStoreWeights | FolderWeights, version: int) -> None:
-        """Replace the weights, and everything computed from the old ones.
+    def load_folder(self, weights: FolderWeights, version: int) -> None:
+        """Replace the weights by a folder's, and everything computed from the old ones.
 
         Raises:
-            ModelError: a folder's weights are of another shape; nothing was changed.
-            ClusterError: weights were missing, or the engine does not come to the policy's
-                log-probabilities; it refuses to generate from then on.
+            ModelError: the weights are of another shape; nothing was changed.
         """
-        if isinstance(weights, FolderWeights):
-            self._load_folder(kept_model(weights.folder))
-            self.adopt_weights(version, None)
-        else:
-            self._load_buckets(weights, version)
-            self.adopt_weights(version, weights.probe)
+        self._load_folder(kept_model(weights.folder))
+        self.adopt_weights(version, None)
+
+    def begin_update(self) -> None:
+        """Refuse to generate until `adopt_weights`, and let every layer wait for its weights."""
+        self._version = None
+        if self._is_updating:  # its policy died before the last piece
+            self._llm.finish_weight_update()
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._llm.start_weight_update()
+        self._is_updating = True
+
+    def load_bucket(self, bucket: WeightBucket) -> None:
+        """Load one piece of the weights."""
+        self._is_updating = False  # where loading fails, vLLM ends the update itself
+        self._llm.update_weights({"update_info": {"bucket": bucket}})
+        self._is_updating = True
+
+    def finish_update(self, version: int) -> None:
+        """Repack every layer for its kernels.
+
+        Raises:
+            ClusterError: weights were missing.
+        """
+        self._is_updating = False
+        self._llm.finish_weight_update(weight_version=str(version))
+        for missing in self._llm.collective_rpc(_missing_weights):
+            if missing:
+                raise ClusterError(
+                    f"{self.spec.name} rank {self.rank}: weights of version {version} lack "
+                    f"{len(missing)} of the engine's parameters, {missing[0]} first; load complete "
+                    "weights before generating"
+                )
 
     def synchronise(self, operation: str, *arguments: Any) -> None:
         """One of vLLM's four weight-update calls, made by a policy that sends over NCCL."""
@@ -108,7 +134,12 @@ class GeneratorActor(ActorOfSomeHost):
         getattr(self._llm, operation)(*arguments)
 
     def adopt_weights(self, version: int, probe: WeightProbe | None) -> None:
-        """Put right what a weight update leaves stale, check the result, and use it."""
+        """Put right what a weight update leaves stale, check the result, and use it.
+
+        Raises:
+            ClusterError: the engine does not come to the policy's log-probabilities; it refuses
+                to generate from then on.
+        """
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
@@ -146,21 +177,6 @@ class GeneratorActor(ActorOfSomeHost):
         require_same_shapes(self._shapes, given, source=f"model folder {folder}")
         self._version = None
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-
-    def _load_buckets(self, weights: ObjectStoreWeights, version: int) -> None:
-        self._version = None
-        self._llm.init_weight_transfer_engine({"init_info": {}})
-        self._llm.start_weight_update()
-        for bucket in weights.buckets:
-            self._llm.update_weights({"update_info": {"bucket": bucket}})
-        self._llm.finish_weight_update(weight_version=str(version))
-        for missing in self._llm.collective_rpc(_missing_weights):
-            if missing:
-                raise ClusterError(
-                    f"{self.spec.name} rank {self.rank}: weights of version {version} lack "
-                    f"{len(missing)} of the engine's parameters, {missing[0]} first; load complete "
-                    "weights before generating"
-                )
 
     def _compare(self, probe: WeightProbe, version: int) -> None:
         from vllm import SamplingParams

@@ -101,7 +101,7 @@ class ActorGroup:
 
     def call(self, operation: str, *arguments: Any) -> list[Any]:
         """The same call on every rank, waited for."""
-        return self.call_each(operation, [arguments] * len(self.actors))
+        return self.submit_to_all(operation, *arguments).wait(self.deadline())
 
     def call_each(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Each rank's own arguments (or only the first ranks'), waited for; see `Call.wait`."""
@@ -110,6 +110,10 @@ class ActorGroup:
     def deadline(self) -> Deadline:
         """How long a call may take that is waited for from now on."""
         return Deadline.after(self._call_timeout_s, "call_timeout_s")
+
+    def submit_to_all(self, operation: str, *arguments: Any) -> Call:
+        """Begin the same call on every rank."""
+        return self.submit(operation, [arguments] * len(self.actors))
 
     def submit(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
         """Begin a call on the first `len(arguments)` ranks."""

@@ -17,7 +17,7 @@ from alignment.cluster.carried_folders import Carrier, fetch_folder, send_folder
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup, Call
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
-from alignment.cluster.weights import FolderWeights, ObjectStoreWeights, WeightProbe
+from alignment.cluster.weights import FolderWeights, WeightProbe
 from alignment.errors import ClusterError, DataError
 from alignment.experience import (
     EncodedPrompt,
@@ -105,44 +105,46 @@ class RemoteTrainable(RemoteRole):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NcclWeights:
-    """A policy on GPUs, whose weights go straight to the engines when they load this handle."""
+class PolicyWeights:
+    """A policy's weights of one moment, not copied: they leave its process as engines load them."""
 
-    policy: ActorGroup
-    probe: WeightProbe
+    policy: "RemotePolicy"
+    changes: int
+    """How often the policy's weights had changed until then."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldWeights:
-    """A copy of the weights that the policy's own process holds: it goes when that process does."""
-
-    policy: ActorGroup
-    copied: ObjectStoreWeights
-
-    @property
-    def probe(self) -> WeightProbe:
-        """What the weights make of one sequence."""
-        return self.copied.probe
+    def require_current(self) -> None:
+        """Raise ClusterError if the policy has other weights by now."""
+        if self.changes != self.policy.changes:
+            raise ClusterError(
+                f"the weights of {self.policy.group.role} were asked for before its last step or "
+                "loaded checkpoint and are gone; ask for `weights()` and load them before the "
+                "next `step()`"
+            )
 
 
 class RemotePolicy(RemoteTrainable):
     """The language model being trained."""
 
+    changes = 0
+    """How often its weights were replaced."""
+
+    def step(self) -> StepReport:
+        """Clip, update the weights, advance the schedule, clear the gradients."""
+        self.changes += 1
+        return super().step()
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore all of it; CheckpointError names a missing part."""
+        self.changes += 1
+        super().load_checkpoint(folder)
+
     def logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each response token, float32 [B, T]."""
         return self._grids("logprobs", batch)
 
-    def weights(self) -> HeldWeights | NcclWeights:
-        """A handle on the current weights, for `RemoteGenerator.load_weights`.
-
-        Load it before the next `step()`: on GPUs nothing is copied until then.
-        """
-        probe = self.group.call("probe")[0]
-        if self.group.gpus_per_rank:
-            return NcclWeights(policy=self.group, probe=probe)
-        buckets = self.group.call("copy_weights")[0]
-        copied = ObjectStoreWeights(buckets=tuple(buckets), probe=probe)
-        return HeldWeights(policy=self.group, copied=copied)
+    def weights(self) -> PolicyWeights:
+        """A handle on the current weights, to be loaded before the next `step()`."""
+        return PolicyWeights(policy=self, changes=self.changes)
 
 
 class RemoteValueTrainable(RemoteTrainable):
@@ -233,23 +235,61 @@ class RemoteGenerator(RemoteRole):
         )
         return RemoteRollout(tuple(prompts), call)
 
-    def load_weights(
-        self, weights: HeldWeights | NcclWeights | FolderWeights, *, version: int
-    ) -> None:
-        """Use these weights from now on and stamp later rollouts with `version`."""
-        if isinstance(weights, NcclWeights):
-            weights.policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
-            self.group.call("adopt_weights", version, weights.probe)
-        elif isinstance(weights, HeldWeights):
-            try:
-                self.group.call("load_weights", weights.copied, version)
-            except ClusterError:
-                weights.policy.require_alive("holding its weights")  # else its death is the reason
-                raise
-        else:
-            if self.carrier is not None and isinstance(weights.folder, Path):
-                weights = FolderWeights(folder=self.carrier.model(weights.folder))
-            self.group.call("load_weights", weights, version)
+    def load_weights(self, weights: PolicyWeights | FolderWeights, *, version: int) -> None:
+        """Use these weights from now on and stamp later rollouts with `version`.
+
+        Raises:
+            ModelError: a folder's weights are of another shape; nothing was changed.
+            ClusterError: the policy has changed since it was asked for its weights; weights were
+                missing, or an engine does not come to the policy's log-probabilities: it refuses
+                to generate from then on. See `Call.wait` for the others.
+        """
+        if isinstance(weights, PolicyWeights):
+            weights.require_current()
+            self._load_from(weights.policy.group, version)
+            return
+        if self.carrier is not None and isinstance(weights.folder, Path):
+            weights = FolderWeights(folder=self.carrier.model(weights.folder))
+        self.group.call("load_folder", weights, version)
+
+    def _load_from(self, policy: ActorGroup, version: int) -> None:
+        probe = self._receive(policy) if policy.gpus_per_rank else self._copy(policy, version)
+        self.group.call("adopt_weights", version, probe)
+
+    def _receive(self, policy: ActorGroup) -> WeightProbe:
+        """Take the weights over NCCL; what the policy makes of its probe."""
+        policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
+        probe: WeightProbe = policy.call("probe")[0]
+        return probe
+
+    def _copy(self, policy: ActorGroup, version: int) -> WeightProbe:
+        """Take the weights from Ray's object store, where at most three buckets are at a time.
+
+        Engines load one bucket while the policy copies the next, or computes its probe.
+        """
+        buckets: int = policy.call("count_buckets")[0]
+        copying = policy.submit_to_all("copy_bucket", 0)
+        loading = self.group.submit_to_all("begin_update")
+        for following in range(1, buckets + 1):
+            bucket = copying.wait(policy.deadline())[0]
+            if following < buckets:
+                copying = policy.submit_to_all("copy_bucket", following)
+            else:
+                probing = policy.submit_to_all("probe")
+            _wait_for_engines(loading, policy)
+            loading = self.group.submit_to_all("load_bucket", bucket)
+        _wait_for_engines(loading, policy)
+        self.group.call("finish_update", version)
+        probe: WeightProbe = probing.wait(policy.deadline())[0]
+        return probe
+
+
+def _wait_for_engines(loading: Call, policy: ActorGroup) -> None:
+    try:
+        loading.wait(loading.group.deadline())
+    except ClusterError:
+        policy.require_alive("giving its weights")  # a bucket goes with the process that copied it
+        raise
 
 
 def _contiguous_spans(items: int, parts: int) -> list[slice]:

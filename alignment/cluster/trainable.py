@@ -34,11 +34,11 @@ from alignment.cluster.process_group import (
 )
 from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.shards import Shard
-from alignment.cluster.weights import WeightBucket, WeightProbe, put_in_buckets
+from alignment.cluster.weights import WeightBucket, WeightProbe, in_buckets, put_in_store
 from alignment.errors import NumericsError
 from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
-from alignment.models.lora import base_digest
+from alignment.models.lora import PublishedWeight, base_digest
 from alignment.models.modules import LanguageModel
 from alignment.models.optimizer import trained_state_bytes
 from alignment.models.passes import (
@@ -54,7 +54,7 @@ from alignment.models.weight_average import WeightAverage
 from alignment.role_specs import FrozenSpec, TrainableSpec
 from alignment.training.roles import Loss, StepReport
 
-PROBE_TOKENS = 32
+PROBE_TOKENS = 16
 """Length of the sequence on which a rollout engine proves that it has the policy's weights."""
 
 
@@ -166,11 +166,14 @@ class TrainableActor(ActorOfSomeHost):
         self._keep_in_step(shard.batch)
         return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
 
-    @gives_memory_back
-    def copy_weights(self) -> list[WeightBucket]:
-        """Rank 0: the weights in Ray's object store; other ranks: nothing."""
-        weights = self._language_model().published_weights()
-        return put_in_buckets(weights, gather=gathered_parameters, keep=self.rank == 0)
+    def count_buckets(self) -> int:
+        """In how many pieces `copy_bucket` gives the weights."""
+        return len(self._buckets)
+
+    def copy_bucket(self, number: int) -> WeightBucket | None:
+        """Rank 0: one piece of the weights in Ray's object store; other ranks: nothing."""
+        bucket = self._buckets[number]
+        return put_in_store(bucket, gather=gathered_parameters, keep=self.rank == 0)
 
     def send_weights(self, engines: list[Any], workers_per_engine: int) -> None:
         """The weights to rollout engines on GPUs, over NCCL; connects the first time."""
@@ -186,6 +189,7 @@ class TrainableActor(ActorOfSomeHost):
             self._sender = (engines, connection)
         self._sender[1].send_weights()
 
+    @gives_memory_back
     def probe(self) -> WeightProbe:
         """What the present weights make of one sequence; see `WeightProbe`."""
         policy = self._language_model()
@@ -269,6 +273,10 @@ class TrainableActor(ActorOfSomeHost):
     def _language_model(self) -> LanguageModel:
         assert isinstance(self._own, LanguageModel), "only a policy has weights to publish"
         return self._own
+
+    @cached_property
+    def _buckets(self) -> list[list[PublishedWeight]]:
+        return list(in_buckets(self._language_model().published_weights()))
 
     @cached_property
     def _base_digest(self) -> str | None:

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,8 +19,9 @@ from alignment.cluster.carried_folders import CarriedFolder
 from alignment.errors import ModelError
 from alignment.models.lora import PublishedWeight
 
-BUCKET_BYTES = 256 * 2**20
-"""Weights travel in pieces of about this size, so that no second whole copy is needed."""
+BUCKET_BYTES = 64 * 2**20
+"""Weights travel in pieces of about this size, so that no second whole copy is needed and engines
+load one piece while the policy copies the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +43,6 @@ class WeightProbe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectStoreWeights:
-    """A policy's weights at one moment, copied; they are freed when this handle is dropped."""
-
-    buckets: tuple[WeightBucket, ...]
-    probe: WeightProbe
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FolderWeights:
     """The weights in a model folder, one that the engines' hosts can read or one to fetch."""
 
@@ -66,24 +59,22 @@ def weights_from_folder(folder: Path) -> FolderWeights:
     return FolderWeights(folder=folder.absolute())
 
 
-def put_in_buckets(
-    weights: Iterable[PublishedWeight],
+def put_in_store(
+    weights: Sequence[PublishedWeight],
     *,
     gather: Callable[[list[Tensor]], AbstractContextManager[None]],
     keep: bool,
-) -> list[WeightBucket]:
-    """Copy weights into Ray's object store, bucket by bucket, merging what needs it.
+) -> WeightBucket | None:
+    """Copy weights into Ray's object store, merging what needs it.
 
     Every rank calls it, because `gather` (which makes sharded parameters whole) is a collective;
-    only the rank that `keep`s gets buckets.
+    only the rank that `keep`s gets the bucket.
     """
-    buckets = []
-    for some in in_buckets(weights):
-        with gather([parameter for weight in some for parameter in weight.parameters]):
-            if keep:
-                arrays = {weight.name: _to_array(weight.value()) for weight in some}
-                buckets.append(WeightBucket(reference=ray.put(arrays)))
-    return buckets
+    with gather([parameter for weight in weights for parameter in weight.parameters]):
+        if not keep:
+            return None
+        arrays = {weight.name: _to_array(weight.value()) for weight in weights}
+        return WeightBucket(reference=ray.put(arrays))
 
 
 def read_bucket(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
@@ -138,18 +129,20 @@ def require_same_shapes(
             )
 
 
-def in_buckets(weights: Iterable[PublishedWeight]) -> Iterator[list[PublishedWeight]]:
-    """Consecutive weights of about `BUCKET_BYTES` together."""
+def in_buckets(
+    weights: Iterable[PublishedWeight], *, size: int = BUCKET_BYTES
+) -> Iterator[list[PublishedWeight]]:
+    """Consecutive weights of about `size` bytes together."""
     bucket: list[PublishedWeight] = []
     filled = 0
     for weight in weights:
         plain = weight.parameters[0]
-        size = math.prod(whole_shape(plain)) * plain.element_size()
-        if bucket and filled + size > BUCKET_BYTES:
+        own = math.prod(whole_shape(plain)) * plain.element_size()
+        if bucket and filled + own > size:
             yield bucket
             bucket, filled = [], 0
         bucket.append(weight)
-        filled += size
+        filled += own
     if bucket:
         yield bucket
 

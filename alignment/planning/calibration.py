@@ -45,6 +45,8 @@ SHORT_ROW_TOKENS = 256
 VOCABULARY_COPIES_ON_GPU = 2
 """Read: log-softmax and its exponential in objectives/logprobs.py, of a whole chunk; a CPU has
 them of a few rows."""
+SYNC_BUCKET_BYTES = 64 * 2**20
+"""Read: `BUCKET_BYTES` of alignment.cluster.weights; at most three are in Ray's object store."""
 ENGINE_SEQUENCES = 64
 """Read: `max_parallel_sequences` default of GeneratorSpec."""
 

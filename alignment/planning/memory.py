@@ -192,7 +192,7 @@ def _trainable(
     optimizer = 4 * ((2 * updated_share if stage else 2 * updated) + master)
     buffers = temporary + 4 * _collective_numbers(stage, numbers, updated, ranks)
     buffers += 2 * numbers if training.precision == "bfloat16" else 0
-    published = 2 * numbers if publishes and not on_gpu else 0  # half of a copy: two map it
+    published = _store_share(shape) if publishes and not on_gpu else 0
     slack = 0 if on_gpu else _slack(activations + gradients + temporary)
     idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
     whole = on_gpu and (stage < 3 or known.LOADS_WHOLE_MODEL_ON_DEVICE)
@@ -249,8 +249,8 @@ def _generator_on_cpu(
     """A tied head is packed apart from the embedding; see `publishes` for what updates add."""
     weights = _bytes_of(spec.precision) * shape.parameters
     buffers = _bytes_of(spec.precision) * shape.vocabulary_matrix if shape.tied else 0
-    if publishes:  # the copy an update leaves, and half of the one in Ray's object store
-        buffers += weights + 2 * shape.parameters
+    if publishes:  # the copy an update leaves, and its share of Ray's object store
+        buffers += weights + _store_share(shape)
     cache = cluster.kv_cache_gib * known.GIB
     return RoleMemory(
         role=spec.name,
@@ -262,6 +262,12 @@ def _generator_on_cpu(
         overhead=known.IDLE_GENERATOR_BYTES,
         resting=weights + cache + buffers + known.IDLE_GENERATOR_BYTES,
     )
+
+
+def _store_share(shape: ModelShape) -> int:
+    """Half of the buckets in Ray's object store, which policy and engine both map."""
+    largest = 4 * max(shape.vocabulary_matrix, shape.hidden * shape.intermediate)
+    return min(4 * shape.parameters, 3 * max(known.SYNC_BUCKET_BYTES, largest)) // 2
 
 
 def _generator_on_gpu(

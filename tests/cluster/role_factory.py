@@ -21,7 +21,7 @@ from alignment.cluster.process_identity import identity_of
 from alignment.cluster.processes import actor_environment
 from alignment.cluster.session import Cluster
 from alignment.cluster.trainable import TrainableActor
-from alignment.cluster.weights import ObjectStoreWeights, WeightBucket, WeightProbe
+from alignment.cluster.weights import WeightBucket, WeightProbe
 from alignment.config import ClusterConfig, OptimizerConfig, RoleResources, TrainingConfig
 from alignment.errors import NumericsError
 from alignment.experience import EncodedPrompt, TokenBatch, batch_from_rows
@@ -223,8 +223,9 @@ class SabotagedGenerator(GeneratorActor):
         named = list(load_language_model(folder).named_weights())
         half = {name: ("float32", tensor.numpy()) for name, tensor in named[: len(named) // 2]}
         bucket = WeightBucket(reference=ray.put(half))
-        probe = self.own_probe(folder)
-        self.load_weights(ObjectStoreWeights(buckets=(bucket,), probe=probe), 2)
+        self.begin_update()
+        self.load_bucket(bucket)
+        self.finish_update(2)
 
     def repack(self) -> None:
         from alignment.cluster.generator import _repack_tied_head

@@ -38,7 +38,8 @@ MOMENTS = {
     "generate": ("generator", "generate"),
     "update": ("policy", "forward_backward"),
     "checkpoint": ("critic", "save_checkpoint"),
-    "sync": ("generator", "load_weights"),
+    "copy": ("policy", "copy_bucket"),
+    "sync": ("generator", "load_bucket"),
 }
 
 
@@ -123,6 +124,8 @@ def test_policy_critic_and_generator_are_killed_in_turn(
         assert not list((broken / "checkpoints").glob("draft-*"))
         said = killed(stage, config, broken, Kill("generator", "generator", "generate", 1))
         assert "died in generate" in said
+        said = killed(stage, config, broken, Kill("policy", "policy", "copy_bucket", 1))
+        assert "died in copy_bucket" in said  # and leaves the engine in the midst of an update
         train(config, stage.roles, broken)
     assert_same(broken, tmp_path / "unbroken", config)
 
@@ -140,7 +143,7 @@ def test_a_run_that_samples_ahead_is_killed(
         killed(stage, config, broken, Kill("policy", "policy", "forward_backward", 3))
         killed(stage, config, broken, Kill("generator", "generator", "generate", 2))
         killed(stage, config, broken, Kill("critic", "critic", "save_checkpoint", 2))
-        killed(stage, config, broken, Kill("generator", "generator", "load_weights", 2))
+        killed(stage, config, broken, Kill("generator", "generator", "load_bucket", 2))
         kill = Kill("driver", "policy", "step", 2, 0.002)
         code, output = driven(tiny_model, broken, config, kill)
         assert code == -signal.SIGKILL, output

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from role_factory import (
     negative_logprob,
@@ -155,6 +157,41 @@ def test_the_critic_learns_like_the_local_one(ppo_roles: PPORoles, tiny_model: P
         assert remote_step.gradient_norm == pytest.approx(local_step.gradient_norm, rel=1e-5)
         assert remote_step.learning_rate == pytest.approx(local_step.learning_rate)
     torch.testing.assert_close(critic.values(batch), local.values(batch), atol=1e-4, rtol=0)
+
+
+def test_weights_arrive_whole_in_many_buckets(ppo_roles: PPORoles) -> None:
+    policy, generator = ppo_roles.policy, ppo_roles.generator
+    [actor] = policy.group.actors  # type: ignore[attr-defined]
+
+    def in_small_buckets(actor: Any) -> int:
+        from alignment.cluster.weights import in_buckets
+
+        weights = [weight for bucket in actor._buckets for weight in bucket]
+        actor._buckets = list(in_buckets(weights, size=2**16))
+        return len(actor._buckets)
+
+    assert ray.get(actor.__ray_call__.remote(in_small_buckets)) > 5
+    policy.forward_backward(random_batch(6, seed=4), negative_logprob, denominator=50.0)
+    policy.step()
+    generator.load_weights(policy.weights(), version=5)
+    prompts = random_prompts(4, tokens=140, seed=4)
+    rollout = generator.generate(prompts, Sampling(max_response_tokens=30), seeds=range(4))
+    assert rollout.policy_version.tolist() == [5] * 4
+    gap = (policy.logprobs(rollout) - rollout.sampling_logprobs)[rollout.response_mask].abs()
+    assert float(gap.max()) < 1e-4
+
+
+def test_weights_of_before_a_step_are_refused(ppo_roles: PPORoles) -> None:
+    policy, generator = ppo_roles.policy, ppo_roles.generator
+    generator.load_weights(policy.weights(), version=6)
+    stale = policy.weights()
+    policy.forward_backward(random_batch(6, seed=4), negative_logprob, denominator=50.0)
+    policy.step()
+    with pytest.raises(ClusterError, match="weights of policy were asked for before its last step"):
+        generator.load_weights(stale, version=7)
+    prompts = random_prompts(2, tokens=20, seed=4)
+    rollout = generator.generate(prompts, Sampling(max_response_tokens=3), seeds=range(2))
+    assert rollout.policy_version.tolist() == [6] * 2, "a refusal changes nothing"
 
 
 def test_weights_of_a_folder_replace_the_policys(

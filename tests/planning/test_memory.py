@@ -1,9 +1,13 @@
 """Memory of a role: hand-worked bytes, and what must hold whatever the numbers."""
 
+from dataclasses import replace
+
 import pytest
 from shapes_for_tests import SMALL_BATCH, engine, frozen, machines, trained
 
+from alignment.cluster.weights import BUCKET_BYTES
 from alignment.config import ClusterConfig
+from alignment.planning.calibration import SYNC_BUCKET_BYTES
 from alignment.planning.known_shapes import KNOWN_SHAPES
 from alignment.planning.machines import GIB, gpu_kind
 from alignment.planning.memory import BatchSizes, microbatch_tokens, role_memory
@@ -116,10 +120,19 @@ def test_an_engine_on_cpu_holds_its_cache_from_the_start():
     role = memory(engine(), SMOL, gpu=None, kv_cache_gib=3)
     assert role.kv_cache == 3 * GIB
     assert role.weights == 4 * 134_515_008
-    # the tied head's packed copy, an update's copy, half of the object store's
-    assert role.buffers == 4 * 49152 * 576 + 6 * 134_515_008
+    # the tied head's packed copy, an update's copy, half of three buckets as large as the embedding
+    assert role.buffers == 4 * 49152 * 576 + 4 * 134_515_008 + 3 * 4 * 49152 * 576 // 2
     alone = memory(engine(), SMOL, gpu=None, kv_cache_gib=3, publishes=False)
     assert alone.buffers == 4 * 49152 * 576
+
+
+def test_the_store_holds_less_of_a_small_model():
+    whole = memory(engine(), SMOL, gpu=None, kv_cache_gib=3)
+    one_layer = memory(engine(), replace(SMOL, layers=1), gpu=None, kv_cache_gib=3)
+    shares = [role.buffers - role.weights - 4 * 49152 * 576 for role in (whole, one_layer)]
+    assert shares[0] == 3 * 4 * 49152 * 576 // 2
+    assert shares[1] == one_layer.weights // 2, "all of it"
+    assert SYNC_BUCKET_BYTES == BUCKET_BYTES
 
 
 def test_frozen_roles_are_not_sharded():
