@@ -17,6 +17,7 @@ from role_factory import (
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
 from alignment.cluster.shards import shard_batch
+from alignment.cluster.weights import read_bucket
 from alignment.config import LoRAConfig
 from alignment.errors import NumericsError
 from alignment.models.loading import load_trainable_module
@@ -92,8 +93,21 @@ def _compare_with_one_process(policy: RemotePolicy, spec: TrainableSpec, batch: 
     local.forward_backward(one_row, negative_logprob, denominator=tokens)
     assert policy.step().gradient_norm == pytest.approx(local.step().gradient_norm, rel=1e-5)
     torch.testing.assert_close(policy.logprobs(batch), local.logprobs(batch), atol=1e-4, rtol=0)
-    sent = policy.weights()
-    assert len(sent.probe.logprobs) == 31
+    _compare_published(policy, local.module)
+
+
+def _compare_published(policy: RemotePolicy, local: Any) -> None:
+    """Every rank takes part in copying and probing; the first one has whole, merged weights."""
+    expected = {weight.name: weight.value() for weight in local.published_weights()}
+    arrived: dict[str, torch.Tensor] = {}
+    for number in range(policy.group.call("count_buckets")[0]):
+        bucket, others = policy.group.call("copy_bucket", number)
+        assert others is None
+        arrived |= read_bucket(bucket)
+    assert arrived.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(arrived[name], weight.detach(), atol=1e-4, rtol=0)
+    assert len(policy.group.call("probe")[0].logprobs) == 15
 
 
 def _a_step_with_nan_changes_nothing(policy: RemotePolicy, batch: Any) -> None:
