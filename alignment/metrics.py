@@ -116,7 +116,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("time/update_s", "s", "forward, backward and optimiser steps of one step"),
     ("time/sync_weights_s", "s", "copying the policy's weights to the rollout engines"),
     ("time/checkpoint_s", "s", "writing a checkpoint"),
-    ("time/step_s", "s", "the whole step"),
+    ("time/step_s", "s", "the whole step; roles on their own devices work at the same time"),
     ("memory/rise_gib", "GiB", "highest use of the machine's memory so far above the start's"),
 )
 

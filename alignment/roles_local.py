@@ -76,6 +76,9 @@ class LocalTrainable:
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(gradient_norm=float(norm), learning_rate=learning_rate)
 
+    def rest(self) -> None:
+        """Nothing is given back: the process is everybody's."""
+
     def logprobs(self, batch: TokenBatch) -> Tensor:
         """Log-probability of each response token."""
         return logprobs_of(self.module, batch, **self._limits())

@@ -16,7 +16,7 @@ from alignment.planning.known_shapes import shape_of_source
 from alignment.planning.machines import GIB, Machines
 from alignment.planning.memory import RoleMemory
 from alignment.planning.plan import plan_stage
-from alignment.planning.step_time import phase_seconds
+from alignment.planning.step_time import phase_seconds, step_seconds
 from flows.metrics_log import read_metrics
 from flows.plan_request import lengths_of, seen_lengths, stage_requests, step_work
 from flows.summary import read_summary
@@ -104,7 +104,7 @@ def compare_with_run(config: PipelineConfig, machines: Machines, folder: Path) -
         shares=tuple(_shares(predicted, steps)),
         step=Comparison(
             name="PPO step",
-            predicted=sum(predicted.values()),
+            predicted=step_seconds(predicted, ppo.specs),
             measured=median(step["time/step_s"] for step in steps),
             tolerance=SHARE_TOLERANCE,
         ),

@@ -10,7 +10,7 @@ from alignment.planning.known_shapes import KNOWN_SHAPES, shape_named, shape_of_
 from alignment.planning.machines import Machines, local_machine
 from alignment.planning.model_shapes import ModelShape
 from alignment.planning.plan import StagePlan, plan_stage, require_room, tight_places
-from alignment.planning.step_time import phase_seconds
+from alignment.planning.step_time import phase_seconds, step_seconds
 from flows.engines import why_no_several_machines
 from flows.plan_alternatives import run_alternatives
 from flows.plan_request import Lengths, lengths_of, stage_requests, step_work
@@ -29,6 +29,8 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     phases_s: dict[str, float]
     """Of one PPO step; empty if a role asks for GPUs the machines do not have."""
+    step_s: float
+    """Of one PPO step: phases on GPUs of their own run at the same time."""
     steps: int
     alternatives: tuple[tuple[Alternative, dict[str, Any]], ...]
     """Other ways to run PPO, each with every setting to change, those of earlier stages too."""
@@ -40,11 +42,6 @@ class RunPlan:
     def fits(self) -> bool:
         """No stage is predicted to be too large, and the machines can be used."""
         return self.refusal is None and all(s.verdict != "too large" for s in self.stages)
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of one PPO step."""
-        return sum(self.phases_s.values())
 
     @property
     def bottleneck(self) -> str | None:
@@ -89,6 +86,7 @@ def make_plan(
         lengths=lengths,
         stages=tuple(plan_stage(request, config.cluster, machines) for request in requests),
         phases_s=phases,
+        step_s=step_seconds(phases, ppo.specs),
         steps=config.ppo.steps,
         alternatives=tuple(run_alternatives(config, shape, lengths, machines)),
         notes=tuple(_notes(config, machines)),

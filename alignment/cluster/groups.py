@@ -95,6 +95,8 @@ class ActorGroup:
         self._hosts: dict[int, str] = {}
         self._processes: dict[int, ProcessIdentity] = {}
         self._lost: str | None = None
+        self.devices: frozenset[str] | None = None
+        """GPUs of the ranks or, of ranks on CPUs, their hosts; None until they have told."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -129,7 +131,8 @@ class ActorGroup:
         Call(self, operation, references).wait(self.deadline())
 
     def remember_processes(self, described: Sequence[dict[str, Any]]) -> None:
-        """Keep the ranks' processes, so that a later death or halt can be named."""
+        """Keep the ranks' processes, so that a later death or halt can be named, and devices."""
+        self.devices = frozenset(name for facts in described for name in self._devices_of(facts))
         self._pids = {rank: facts["pid"] for rank, facts in enumerate(described)}
         here = socket.gethostname()
         hosts = {rank: facts.get("host", here) for rank, facts in enumerate(described)}
@@ -137,6 +140,12 @@ class ActorGroup:
         known = {rank: facts.get("process") for rank, facts in enumerate(described)}
         self._processes = {rank: process for rank, process in known.items() if process}
         record_processes(self.logs.resolve().parents[1], self._processes.values())
+
+    def _devices_of(self, facts: dict[str, Any]) -> list[str]:
+        """Ranks on CPUs of one host share them, whatever they have reserved."""
+        visible = facts.get("cuda_visible_devices", "") if self.gpus_per_rank else ""
+        named = [f"GPU {gpu}" for gpu in visible.split(",")] if visible else ["CPU"]
+        return [f"{facts.get('host')} {device}" for device in named]
 
     def explain(
         self,

@@ -44,6 +44,11 @@ class RemoteRole:
         described: list[dict[str, Any]] = self.group.call("describe")
         return described
 
+    @property
+    def devices(self) -> frozenset[str] | None:
+        """Where the role computes; see `alignment.training.side_by_side`."""
+        return self.group.devices
+
     def end(self, reason: str) -> None:
         """End the role's processes; later calls are refused with the reason."""
         self.group.end(reason)
@@ -77,6 +82,10 @@ class RemoteTrainable(RemoteRole):
         """Clip, update the weights, advance the schedule, clear the gradients."""
         report: StepReport = self.group.call("step")[0]
         return report
+
+    def rest(self) -> None:
+        """Give freed memory back to the machine."""
+        self.group.call("rest")
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write weights, optimiser, schedule and random states of every rank."""

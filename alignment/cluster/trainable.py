@@ -135,6 +135,10 @@ class TrainableActor(ActorOfSomeHost):
         return StepReport(gradient_norm=norm, learning_rate=learning_rate)
 
     @gives_memory_back
+    def rest(self) -> None:
+        """Keep nothing of the last updates while other roles work."""
+
+    @gives_memory_back
     def logprobs(self, shard: Shard) -> Tensor:
         """Log-probability of each response token, float32 [b, t]."""
         self._keep_in_step(shard.batch)

@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config import ClusterConfig
 from alignment.planning.machines import Machines
 from alignment.planning.plan import StagePlan, StageRequest, plan_stage
-from alignment.planning.step_time import StepWork, phase_seconds
+from alignment.planning.step_time import StepWork, phase_seconds, step_seconds
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 _MICROBATCH_SHARES = (1, 2, 4)
@@ -80,7 +80,7 @@ def _time_to_beat(
     if plan_stage(request, cluster, machines).verdict != "fits":
         return float("inf")
     seconds = phase_seconds(request.specs, request.shapes, work, machines, threads=cluster.threads)
-    return _WORTH_A_CHANGE * sum(seconds.values())
+    return _WORTH_A_CHANGE * step_seconds(seconds, request.specs)
 
 
 def _fitting(
@@ -113,7 +113,7 @@ def _alternative(
     seconds = phase_seconds(request.specs, request.shapes, work, machines, threads=cluster.threads)
     return Alternative(
         settings=settings,
-        step_s=sum(seconds.values()),
+        step_s=step_seconds(seconds, request.specs),
         gpus=sum(_gpus_of(spec) for spec in request.specs),
         plan=plan,
     )

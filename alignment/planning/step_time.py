@@ -4,7 +4,7 @@ Operations: 2 a weight and token forward, twice that backward (Kaplan et al. 202
 2001.08361, section 2.1), causal attention, and the vocabulary only at response tokens, as
 alignment.objectives.logprobs does. A phase takes operations over the rate its processors reach
 (alignment.planning.calibration), plus ZeRO's traffic, plus a fixed cost a call. Phases run one
-after the other, as in alignment.training.ppo.
+after the other, but for those that alignment.training.side_by_side runs at the same time.
 """
 
 import math
@@ -65,35 +65,54 @@ def phase_seconds(
     for spec in specs:
         host = by_name.get(shares_with(spec) or "", spec)
         on = processors_of(host, machines, threads=threads)
-        shape = shapes[spec.name]
+        shape, phases = shapes[spec.name], phases_of(spec)
         if isinstance(spec, GeneratorSpec):
-            seconds["generate"] = generate_seconds(spec, shape, work, on)
+            seconds[phases[0]] = generate_seconds(spec, shape, work, on)
             if any(isinstance(s, TrainableSpec) and s.kind == "language" for s in specs):
                 seconds["sync_weights"] = sync_seconds(shape, on.speed)
-        elif isinstance(spec, FrozenSpec):
-            name = "reference_logprobs" if spec.kind == "language" else "score"
-            seconds[name] = forward_seconds(spec, shape, work, on)
-        else:
-            scored, updated = (
-                ("old_logprobs", "update_policy")
-                if spec.kind == "language"
-                else ("values", "update_critic")
-            )
-            seconds[scored] = forward_seconds(spec, shape, work, on)
-            seconds[updated] = update_seconds(spec, shape, work, on)
+            continue
+        seconds[phases[0]] = forward_seconds(spec, shape, work, on)
+        if isinstance(spec, TrainableSpec):
+            seconds[phases[1]] = update_seconds(spec, shape, work, on)
     return {name: seconds[name] for name in PHASES if name in seconds}
 
 
-PHASES = (
-    "generate",
-    "score",
-    "old_logprobs",
-    "reference_logprobs",
-    "values",
-    "update_policy",
-    "update_critic",
-    "sync_weights",
-)
+def step_seconds(seconds: Mapping[str, float], specs: Sequence[RoleSpec]) -> float:
+    """The whole step's seconds, of its phases'.
+
+    Scoring takes as long as the slowest of its roles on GPUs of their own, and so do the updates;
+    roles on CPUs are taken to share one machine, where one follows the other.
+    """
+    device = {
+        phase: (shares_with(spec) or spec.name) if spec.resources.gpus_per_rank else "CPU"
+        for spec in specs
+        for phase in phases_of(spec)
+    }
+    total = sum(seconds.values())
+    for together in (SCORING, UPDATES):
+        known = [phase for phase in together if phase in seconds]
+        lanes = [
+            sum(seconds[phase] for phase in known if device[phase] == lane)
+            for lane in {device[phase] for phase in known}
+        ]
+        total += max(lanes, default=0.0) - sum(lanes)
+    return total
+
+
+def phases_of(spec: RoleSpec) -> tuple[str, ...]:
+    """The phases in which a role computes."""
+    if isinstance(spec, GeneratorSpec):
+        return ("generate",)
+    if isinstance(spec, FrozenSpec):
+        return ("reference_logprobs" if spec.kind == "language" else "score",)
+    if spec.kind == "language":
+        return ("old_logprobs", "update_policy")
+    return ("values", "update_critic")
+
+
+SCORING = ("score", "old_logprobs", "reference_logprobs", "values")
+UPDATES = ("update_policy", "update_critic")
+PHASES = ("generate", *SCORING, *UPDATES, "sync_weights")
 
 
 def processors_of(spec: RoleSpec, machines: Machines, *, threads: int) -> Processors:

@@ -1,5 +1,6 @@
 """The weighted sum of reward sources, and a memory of what each of them said last."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -103,6 +104,17 @@ class CombinedReward:
             by_source=said,
         )
         return total
+
+    @property
+    def devices(self) -> frozenset[str] | None:
+        """Of all sources; functions and servers count as this machine's CPU."""
+        here = frozenset([f"{socket.gethostname()} CPU"])
+        own = [
+            getattr(entry.source.role, "devices", None) if hasattr(entry.source, "role") else here
+            for entry in self.sources
+        ]
+        known = [devices for devices in own if devices is not None]
+        return frozenset().union(*known) if len(known) == len(own) else None
 
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind the sources, as far as they are roles."""

@@ -22,21 +22,14 @@ from collections.abc import Sequence
 
 from alignment.checkpoints import Checkpoints, LoopState, RolloutJournal
 from alignment.config import PPOConfig
-from alignment.data.batching import minibatch_order
-from alignment.experience import EncodedPrompt, Experience, Sampling, TokenBatch, select_rows
+from alignment.experience import EncodedPrompt, Sampling, TokenBatch
 from alignment.seeds import derive_seed
-from alignment.training.guards import require_finite
 from alignment.training.ppo_experience import build_experience, next_coefficient, prompts_of_step
-from alignment.training.ppo_objective import (
-    critic_denominator,
-    critic_objective,
-    minibatch_denominator,
-    policy_objective,
-)
-from alignment.training.ppo_report import PhaseClock, UpdateLog, step_metrics
+from alignment.training.ppo_report import PhaseClock, step_metrics
 from alignment.training.ppo_scoring import check_scored, score_rollout
+from alignment.training.ppo_update import minibatches_of, optimise
 from alignment.training.pretraining_mix import PretrainingMix
-from alignment.training.roles import Loss, MetricSink, PPORoles, StepReport, Trainable
+from alignment.training.roles import MetricSink, PPORoles
 
 
 def train_ppo(
@@ -76,7 +69,7 @@ def train_ppo(
             )
 
         order_seed = derive_seed(seed, "order", step)
-        minibatches = _minibatches(config, len(rollout.token_ids), seed=order_seed, epoch=0)
+        minibatches = minibatches_of(config, len(rollout.token_ids), seed=order_seed, epoch=0)
         scored = score_rollout(config, roles, rollout, minibatches, clock)
         kl_nats = check_scored(scored, config, step=step)
 
@@ -92,58 +85,3 @@ def train_ppo(
         state = LoopState(step + 1, coefficient, score_moments=moments)
         if state.step % config.checkpoint_every_steps == 0 or state.step == config.steps:
             checkpoints.write(roles, state)
-
-
-def optimise(
-    config: PPOConfig,
-    roles: PPORoles,
-    experience: Experience,
-    state: LoopState,
-    mix: PretrainingMix | None,
-    *,
-    seed: int,
-    clock: PhaseClock,
-) -> UpdateLog:
-    """Update policy and critic for `config.epochs` epochs of shuffled minibatches.
-
-    The policy rests in the critic's warm-up steps. A minibatch that finds the policy more than
-    `config.update_kl_limit_nats` from the one that sampled is the step's last.
-    """
-    log = UpdateLog()
-    objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
-    value_objective = critic_objective(config)
-    for epoch in range(config.epochs):
-        for rows in _minibatches(config, len(experience.token_ids), seed=seed, epoch=epoch):
-            minibatch = select_rows(experience, rows)
-            if state.step >= config.critic_warmup_steps:
-                with clock.phase("update_policy"):
-                    if mix is not None:
-                        log.add_pretraining(mix.add_gradient(roles.policy, state.step, len(log)))
-                    denominator = minibatch_denominator(minibatch, config.aggregation)
-                    log.add_policy(
-                        *_update("policy", roles.policy, minibatch, objective, denominator, epoch)
-                    )
-            if roles.critic is not None:
-                with clock.phase("update_critic"):
-                    tokens = critic_denominator(minibatch, config)
-                    log.add_critic(
-                        *_update("critic", roles.critic, minibatch, value_objective, tokens, epoch)
-                    )
-            if log.is_beyond(config.update_kl_limit_nats):
-                return log
-    return log
-
-
-def _minibatches(config: PPOConfig, sequences: int, *, seed: int, epoch: int) -> list[list[int]]:
-    return minibatch_order(sequences, size=config.sequences_per_minibatch, seed=seed, epoch=epoch)
-
-
-def _update(
-    name: str, role: Trainable, minibatch: Experience, loss: Loss, denominator: float, epoch: int
-) -> tuple[dict[str, float], StepReport]:
-    """One optimiser step; nothing that is not finite gets past it."""
-    sums = role.forward_backward(minibatch, loss, denominator=denominator)
-    require_finite(f"PPO {name} loss", sums["loss"], step=epoch)
-    report = role.step()
-    require_finite(f"PPO {name} gradient norm", report.gradient_norm, step=epoch)
-    return sums, report

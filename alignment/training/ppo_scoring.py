@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from alignment.errors import NumericsError
 from alignment.experience import Rollout, ScoredRollout, select_rows
 from alignment.training.guards import require_finite, require_finite_rows, require_one_each
 from alignment.training.ppo_report import PhaseClock
-from alignment.training.roles import PPORoles
+from alignment.training.roles import Critic, PPORoles
+from alignment.training.side_by_side import Task, side_by_side
 
 
 def score_rollout(
@@ -23,30 +25,50 @@ def score_rollout(
 ) -> ScoredRollout:
     """Ask every model about the rollout, before any of them is updated.
 
+    Models on devices of their own answer at the same time, the others in turn.
     Old log-probabilities are asked for in the minibatches of the first epoch: the same rows in
     the same matrix products give the same bits, so that the first ratio is exactly 1.
     """
-    with clock.phase("score"):
-        scores = roles.reward_model.scores(rollout)
-    with clock.phase("old_logprobs"):
-        old_logprobs = torch.zeros(rollout.token_ids.shape)
-        for rows in minibatches:
-            part = roles.policy.logprobs(select_rows(rollout, rows))
-            old_logprobs[rows, : part.shape[1]] = part
-    with clock.phase("reference_logprobs"):
-        reference_logprobs = roles.reference.logprobs(rollout)
-    old_values, end_values = torch.zeros_like(old_logprobs), torch.zeros(len(old_logprobs))
-    if roles.critic is not None:
+    shape, sequences = rollout.token_ids.shape, len(rollout.token_ids)
+
+    def score() -> Tensor:
+        with clock.phase("score"):
+            return roles.reward_model.scores(rollout)
+
+    def policy_logprobs() -> Tensor:
+        said = torch.zeros(shape)
+        with clock.phase("old_logprobs"):
+            for rows in minibatches:
+                part = roles.policy.logprobs(select_rows(rollout, rows))
+                said[rows, : part.shape[1]] = part
+        return said
+
+    def reference_logprobs() -> Tensor:
+        with clock.phase("reference_logprobs"):
+            return roles.reference.logprobs(rollout)
+
+    def critic_values(critic: Critic) -> tuple[Tensor, Tensor]:
         with clock.phase("values"):
-            old_values = roles.critic.values(rollout)
-            if config.score_position == "after_end":
-                end_values = roles.critic.scores(rollout)
+            is_ended = config.score_position == "after_end"
+            return critic.values(rollout), critic.scores(rollout) if is_ended else end_values
+
+    values, end_values = torch.zeros(shape), torch.zeros(sequences)
+    tasks: list[Task] = [
+        (roles.reward_model, score),
+        (roles.policy, policy_logprobs),
+        (roles.reference, reference_logprobs),
+    ]
+    if roles.critic is not None:
+        tasks.append((roles.critic, partial(critic_values, roles.critic)))
+    scores, old_logprobs, reference, *of_critic = side_by_side(tasks)
+    if of_critic:
+        [(values, end_values)] = of_critic
     return ScoredRollout(
         **{f.name: getattr(rollout, f.name) for f in fields(rollout)},
         scores=scores,
         old_logprobs=old_logprobs,
-        reference_logprobs=reference_logprobs,
-        old_values=old_values,
+        reference_logprobs=reference,
+        old_values=values,
         end_values=end_values,
     )
 

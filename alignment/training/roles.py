@@ -2,7 +2,9 @@
 
 A role is a model somewhere: in this process (`alignment.roles_local`) or on Ray actors around
 DeepSpeed and vLLM (`alignment.cluster`). Loops see these protocols only, so the same loop runs
-in a unit test and on a cluster. Every call is synchronous and raises the role's own error.
+in a unit test and on a cluster. Every call is synchronous and raises the role's own error. Where a
+role computes it tells as `devices`, a set of names, if it has devices that another may lack
+(`alignment.training.side_by_side`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +91,10 @@ class Trainable(Protocol):
 
     def step(self) -> StepReport:
         """Clip, update the weights, advance the schedule, clear the gradients."""
+        ...
+
+    def rest(self) -> None:
+        """Give back memory that only the next call would need: others come first now."""
         ...
 
     def save_checkpoint(self, folder: Path) -> None:

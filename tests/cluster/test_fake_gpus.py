@@ -12,6 +12,7 @@ from alignment.cluster.session import Cluster
 from alignment.config import RoleResources
 from alignment.errors import ClusterError
 from alignment.role_specs import FrozenSpec, GeneratorSpec
+from alignment.training.side_by_side import lanes_of
 
 pytestmark = pytest.mark.engines
 
@@ -34,6 +35,8 @@ def test_every_process_has_its_own_gpus(cluster: Cluster, tiny_model: Path) -> N
     groups = [cluster._create_actors(spec, reserved) for spec in specs]
     try:
         described = {group.role: group.call("describe") for group in groups}
+        for group in groups:
+            group.remember_processes(described[group.role])
         with pytest.raises(ClusterError, match=r"frozen rank 0 was given GPU \d, but torch"):
             groups[2].call("start")
         with pytest.raises(ClusterError, match=r"no room for late after 1 s: 2 GPUs .* 1 and "):
@@ -51,6 +54,9 @@ def test_every_process_has_its_own_gpus(cluster: Cluster, tiny_model: Path) -> N
     assert len(seen["sampler", 0]) == 2
     gpus = [gpu for visible in seen.values() for gpu in visible]
     assert len(gpus) == len(set(gpus)) == 7
+    devices = [group.devices or frozenset() for group in groups]
+    assert [len(own) for own in devices] == [2, 1, 1, 1, 2]
+    assert lanes_of(devices) == [[0], [1], [2], [3], [4]]
 
 
 def test_what_does_not_fit_the_cluster_is_refused_before_anything_starts(

@@ -64,6 +64,11 @@ class Stage:
         self._cluster.stop_roles([name])
         self._roles |= self._cluster.start_roles([self._specs[name]])
 
+    def set_apart(self) -> None:
+        """Let every role claim a device of its own, so that they work side by side."""
+        for name, group in self.groups.items():
+            group.devices = frozenset([name])
+
     def end(self) -> None:
         self._cluster.stop_roles(list(self._roles))
 
@@ -114,11 +119,15 @@ def assert_same(folder: Path, unbroken: Path, config: PPOConfig) -> None:
 def test_policy_critic_and_generator_are_killed_in_turn(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """The unbroken run's roles take turns (they share the CPU), the broken one's do not."""
     config = ppo_config(4)
     with stage_with_unbroken_run(cluster, tiny_model, config, tmp_path) as stage:
+        assert len({group.devices for group in stage.groups.values()}) == 1
         broken = tmp_path / "start"
+        stage.set_apart()
         said = killed(stage, config, broken, Kill("policy", "policy", "forward_backward", 3))
         assert "died in forward_backward" in said
+        stage.set_apart()
         said = killed(stage, config, broken, Kill("critic", "critic", "save_checkpoint", 2))
         assert "died in save_checkpoint" in said
         assert not list((broken / "checkpoints").glob("draft-*"))
@@ -126,6 +135,7 @@ def test_policy_critic_and_generator_are_killed_in_turn(
         assert "died in generate" in said
         said = killed(stage, config, broken, Kill("policy", "policy", "copy_bucket", 1))
         assert "died in copy_bucket" in said  # and leaves the engine in the midst of an update
+        stage.set_apart()
         train(config, stage.roles, broken)
     assert_same(broken, tmp_path / "unbroken", config)
 

@@ -159,6 +159,21 @@ def test_the_critic_learns_like_the_local_one(ppo_roles: PPORoles, tiny_model: P
     torch.testing.assert_close(critic.values(batch), local.values(batch), atol=1e-4, rtol=0)
 
 
+def test_a_role_at_rest_gives_its_freed_memory_back(ppo_roles: PPORoles) -> None:
+    def use_and_free(actor: Any) -> None:
+        import torch
+
+        torch.ones(50_000_000)  # 191 MiB
+
+    for role in (ppo_roles.policy, ppo_roles.critic):
+        [actor] = role.group.actors  # type: ignore[union-attr]
+        ray.get(actor.__ray_call__.remote(use_and_free))
+        [working] = role.describe()  # type: ignore[union-attr]
+        role.rest()  # type: ignore[union-attr]
+        [resting] = role.describe()  # type: ignore[union-attr]
+        assert working["memory_mib"] - resting["memory_mib"] > 150
+
+
 def test_weights_arrive_whole_in_many_buckets(ppo_roles: PPORoles) -> None:
     policy, generator = ppo_roles.policy, ppo_roles.generator
     [actor] = policy.group.actors  # type: ignore[attr-defined]

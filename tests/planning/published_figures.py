@@ -16,12 +16,10 @@ from alignment.planning.calibration import GPU_SPEED
 from alignment.planning.known_shapes import KNOWN_SHAPES
 from alignment.planning.machines import Machines, Node, gpu_kind
 from alignment.planning.model_shapes import ModelShape
-from alignment.planning.step_time import StepWork, phase_seconds
+from alignment.planning.step_time import SCORING, UPDATES, StepWork, phase_seconds
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-SCORING = ("score", "old_logprobs", "reference_logprobs", "values")
-UPDATES = ("update_policy", "update_critic")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,98 @@
+"""The update of one PPO step: policy and critic, for some epochs of the same minibatches."""
+
+from functools import partial
+
+from alignment.checkpoints import LoopState
+from alignment.config import PPOConfig
+from alignment.data.batching import minibatch_order
+from alignment.experience import Experience, select_rows
+from alignment.training.guards import require_finite
+from alignment.training.ppo_objective import (
+    critic_denominator,
+    critic_objective,
+    minibatch_denominator,
+    policy_objective,
+)
+from alignment.training.ppo_report import PhaseClock, UpdateLog
+from alignment.training.pretraining_mix import PretrainingMix
+from alignment.training.roles import Critic, Loss, PPORoles, StepReport, Trainable
+from alignment.training.side_by_side import Task, side_by_side
+
+
+def optimise(
+    config: PPOConfig,
+    roles: PPORoles,
+    experience: Experience,
+    state: LoopState,
+    mix: PretrainingMix | None,
+    *,
+    seed: int,
+    clock: PhaseClock,
+) -> UpdateLog:
+    """Update policy and critic for `config.epochs` epochs of shuffled minibatches.
+
+    Neither reads the other, so they work at the same time where they own different devices, and
+    else first the policy on all minibatches. The policy rests in the critic's warm-up steps. A
+    minibatch that finds the policy more than `config.update_kl_limit_nats` from the one that
+    sampled is the step's last, of the critic too, which therefore waits for it.
+    """
+    log = UpdateLog()
+    sequences = len(experience.token_ids)
+    order = [
+        (epoch, rows)
+        for epoch in range(config.epochs)
+        for rows in minibatches_of(config, sequences, seed=seed, epoch=epoch)
+    ]
+    limit = config.update_kl_limit_nats
+    tasks: list[Task] = []
+
+    def update_policy() -> None:
+        objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
+        with clock.phase("update_policy"):
+            for epoch, rows in order:
+                if mix is not None:
+                    count = len(log.policy)
+                    log.add_pretraining(mix.add_gradient(roles.policy, state.step, count))
+                minibatch = select_rows(experience, rows)
+                tokens = minibatch_denominator(minibatch, config.aggregation)
+                log.add_policy(*_step("policy", roles.policy, minibatch, objective, tokens, epoch))
+                if log.is_beyond(limit):
+                    break
+            roles.policy.rest()
+
+    def update_critic(critic: Critic) -> None:
+        objective = critic_objective(config)
+        shared = order if limit is None or not log.policy else order[: len(log.policy)]
+        with clock.phase("update_critic"):
+            for epoch, rows in shared:
+                minibatch = select_rows(experience, rows)
+                tokens = critic_denominator(minibatch, config)
+                log.add_critic(*_step("critic", critic, minibatch, objective, tokens, epoch))
+            critic.rest()
+
+    if state.step >= config.critic_warmup_steps:
+        tasks.append((roles.policy, update_policy))
+    if roles.critic is not None:
+        tasks.append((roles.critic, partial(update_critic, roles.critic)))
+    if limit is None:
+        side_by_side(tasks)
+    else:
+        for _, update in tasks:
+            update()
+    return log
+
+
+def minibatches_of(config: PPOConfig, sequences: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Rows of each minibatch of an epoch."""
+    return minibatch_order(sequences, size=config.sequences_per_minibatch, seed=seed, epoch=epoch)
+
+
+def _step(
+    name: str, role: Trainable, minibatch: Experience, loss: Loss, denominator: float, epoch: int
+) -> tuple[dict[str, float], StepReport]:
+    """One optimiser step; nothing that is not finite gets past it."""
+    sums = role.forward_backward(minibatch, loss, denominator=denominator)
+    require_finite(f"PPO {name} loss", sums["loss"], step=epoch)
+    report = role.step()
+    require_finite(f"PPO {name} gradient norm", report.gradient_norm, step=epoch)
+    return sums, report
