@@ -91,20 +91,15 @@ def compare_with_run(config: PipelineConfig, machines: Machines, folder: Path) -
     stages = [plan_stage(request, config.cluster, machines) for request in requests]
     memories = [fit.memory for stage in stages for fit in stage.roles]
     ppo = requests[-1]
-    predicted = phase_seconds(
-        ppo.specs,
-        ppo.shapes,
-        step_work(config, lengths),
-        machines,
-        threads=config.cluster.threads,
-    )
+    work = step_work(config, lengths)
+    predicted = phase_seconds(ppo.specs, ppo.shapes, work, machines, threads=config.cluster.threads)
     return PlanCheck(
         run=folder.name,
         memory=tuple(_memory(memories, read_summary(folder).memory.peak_pss_gib)),
         shares=tuple(_shares(predicted, steps)),
         step=Comparison(
             name="PPO step",
-            predicted=step_seconds(predicted, ppo.specs),
+            predicted=step_seconds(predicted, ppo.specs, work),
             measured=median(step["time/step_s"] for step in steps),
             tolerance=SHARE_TOLERANCE,
         ),

@@ -85,6 +85,7 @@ def step_work(config: PipelineConfig, lengths: Lengths) -> StepWork:
         longest_response_tokens=lengths.longest_response,
         sequences_per_minibatch=ppo.sequences_per_minibatch,
         epochs=ppo.epochs,
+        updates_in_turn=ppo.update_kl_limit_nats is not None,
     )
 
 

@@ -86,7 +86,7 @@ def make_plan(
         lengths=lengths,
         stages=tuple(plan_stage(request, config.cluster, machines) for request in requests),
         phases_s=phases,
-        step_s=step_seconds(phases, ppo.specs),
+        step_s=step_seconds(phases, ppo.specs, work),
         steps=config.ppo.steps,
         alternatives=tuple(run_alternatives(config, shape, lengths, machines)),
         notes=tuple(_notes(config, machines)),

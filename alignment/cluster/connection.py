@@ -30,10 +30,14 @@ def first_ready(references: Sequence[Any], *, timeout_s: float) -> tuple[list[An
     A head that ends takes calls along without an answer: neither they nor Ray would ever tell.
 
     Raises:
-        AbsentClusterError: Ray's process on this machine has ended.
+        AbsentClusterError: Ray's process on this machine has ended, or was closed.
     """
     left_s = timeout_s
     while True:
+        if not ray.is_initialized():  # closed meanwhile; a call would start another one by itself
+            raise AbsentClusterError(
+                f"the connection to Ray was closed with calls under way: {len(references)}"
+            )
         ready, pending = ray.wait(list(references), timeout=min(LOOK_EVERY_S, left_s))
         left_s -= LOOK_EVERY_S
         if ready or left_s <= 0:

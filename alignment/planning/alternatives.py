@@ -13,7 +13,7 @@ from typing import Any
 from alignment.config import ClusterConfig
 from alignment.planning.machines import Machines
 from alignment.planning.plan import StagePlan, StageRequest, plan_stage
-from alignment.planning.step_time import StepWork, phase_seconds, step_seconds
+from alignment.planning.step_time import Load, StepWork, load_of, phase_seconds, step_seconds
 from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
 
 _MICROBATCH_SHARES = (1, 2, 4)
@@ -36,11 +36,11 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Option:
-    """One way to run one role: its GPUs in all, and the seconds of its phases."""
+    """One way to run some roles: their GPUs in all, and how long a step keeps them busy."""
 
-    spec: RoleSpec
+    specs: tuple[RoleSpec, ...]
     gpus: int
-    seconds: float
+    load: Load
 
 
 def alternatives(
@@ -80,7 +80,7 @@ def _time_to_beat(
     if plan_stage(request, cluster, machines).verdict != "fits":
         return float("inf")
     seconds = phase_seconds(request.specs, request.shapes, work, machines, threads=cluster.threads)
-    return _WORTH_A_CHANGE * step_seconds(seconds, request.specs)
+    return _WORTH_A_CHANGE * step_seconds(seconds, request.specs, work)
 
 
 def _fitting(
@@ -113,7 +113,7 @@ def _alternative(
     seconds = phase_seconds(request.specs, request.shapes, work, machines, threads=cluster.threads)
     return Alternative(
         settings=settings,
-        step_s=step_seconds(seconds, request.specs),
+        step_s=step_seconds(seconds, request.specs, work),
         gpus=sum(_gpus_of(spec) for spec in request.specs),
         plan=plan,
     )
@@ -158,48 +158,54 @@ def _assignments(
 ) -> Iterator[tuple[RoleSpec, ...]]:
     """The fastest way to give GPUs to the roles, for each number of GPUs that makes it faster."""
     changed = [_with_training(spec, training) for spec in request.specs]
-    options = [
-        [
-            option
-            for resources in _resources(spec, machines, place)
-            if (option := _option(request, resources, cluster, work, machines))
+    hosts = [spec for spec in changed if shares_with(spec) is None]
+    best: dict[int, list[_Option]] = {0: [_Option(specs=(), gpus=0, load=Load())]}
+    for host in hosts:
+        guests = [spec for spec in changed if shares_with(spec) == host.name]
+        ways = [
+            way
+            for resources in _resources(host, machines, place)
+            if (way := _option(request, (resources, *guests), cluster, work, machines))
         ]
-        for spec in changed
-    ]
-    if not all(options):
-        return
-    best: dict[int, tuple[float, tuple[RoleSpec, ...]]] = {0: (0.0, ())}
-    for role in options:
-        following: dict[int, tuple[float, tuple[RoleSpec, ...]]] = {}
-        for (used, (seconds, specs)), option in product(best.items(), role):
-            gpus, total = used + option.gpus, seconds + option.seconds
-            if gpus <= machines.gpus and total < following.get(gpus, (float("inf"),))[0]:
-                following[gpus] = (total, (*specs, option.spec))
+        following: dict[int, list[_Option]] = {}
+        for before, way in product((o for some in best.values() for o in some), ways):
+            gpus = before.gpus + way.gpus
+            if gpus <= machines.gpus:
+                specs, load = (*before.specs, *way.specs), before.load + way.load
+                together = _Option(specs=specs, gpus=gpus, load=load)
+                following[gpus] = _none_beaten([*following.get(gpus, []), together])
         best = following
+    order = {spec.name: index for index, spec in enumerate(changed)}
     fastest = float("inf")
-    for _, (seconds, specs) in sorted(best.items()):
-        if seconds < _WORTH_MORE_GPUS * fastest:
-            fastest = seconds
-            yield specs
+    for gpus in sorted(best):
+        option = min(best[gpus], key=lambda o: o.load.seconds)
+        if option.load.seconds < _WORTH_MORE_GPUS * fastest:
+            fastest = option.load.seconds
+            yield tuple(sorted(option.specs, key=lambda spec: order[spec.name]))
+
+
+def _none_beaten(options: list[_Option]) -> list[_Option]:
+    """The options without the last one if an other is as good, else without those it beats."""
+    *others, new = options
+    if any(other.load <= new.load for other in others):
+        return others
+    return [*(other for other in others if not new.load <= other.load), new]
 
 
 def _option(
     request: StageRequest,
-    spec: RoleSpec,
+    specs: tuple[RoleSpec, ...],
     cluster: ClusterConfig,
     work: StepWork,
     machines: Machines,
 ) -> _Option | None:
-    """None if the role alone does not fit its GPUs."""
-    alone = replace(request, specs=(spec,))
-    if shares_with(spec) is None and plan_stage(alone, cluster, machines).verdict == "too large":
+    """Of a role and those inside it; None if the role alone does not fit its GPUs."""
+    host, *_ = specs
+    alone = replace(request, specs=(host,))
+    if plan_stage(alone, cluster, machines).verdict == "too large":
         return None
-    seconds = phase_seconds((spec,), request.shapes, work, machines, threads=cluster.threads)
-    return _Option(
-        spec=spec,
-        gpus=_gpus_of(spec),
-        seconds=sum(seconds.values()),
-    )
+    seconds = phase_seconds(specs, request.shapes, work, machines, threads=cluster.threads)
+    return _Option(specs=specs, gpus=_gpus_of(host), load=load_of(seconds, specs, work))
 
 
 def _gpus_of(spec: RoleSpec) -> int:
@@ -216,9 +222,6 @@ def _resources(spec: RoleSpec, machines: Machines, place: str) -> Iterator[RoleS
     bound = isinstance(spec, GeneratorSpec) or (
         isinstance(spec, TrainableSpec) and spec.kind == "language"
     )
-    if shares_with(spec) is not None:
-        yield spec
-        return
     if place == "cpu" or not bound:
         yield _with_resources(spec, 1, 0)
     if place == "cpu":

@@ -9,7 +9,7 @@ after the other, but for those that alignment.training.side_by_side runs at the 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from alignment.planning import calibration as known
 from alignment.planning.calibration import Speed
@@ -29,6 +29,8 @@ class StepWork:
     longest_response_tokens: float
     sequences_per_minibatch: int
     epochs: int = 1
+    updates_in_turn: bool = False
+    """The critic waits for the policy, as `ppo.update_kl_limit_nats` has it."""
 
     @property
     def row_tokens(self) -> float:
@@ -77,26 +79,62 @@ def phase_seconds(
     return {name: seconds[name] for name in PHASES if name in seconds}
 
 
-def step_seconds(seconds: Mapping[str, float], specs: Sequence[RoleSpec]) -> float:
-    """The whole step's seconds, of its phases'.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Seconds of a step, by what takes place at the same time.
 
-    Scoring takes as long as the slowest of its roles on GPUs of their own, and so do the updates;
-    roles on CPUs are taken to share one machine, where one follows the other.
+    Scoring takes as long as the slowest role on GPUs of its own, and so do the updates; roles on
+    CPUs are taken to share one machine, where one follows the other.
     """
-    device = {
-        phase: (shares_with(spec) or spec.name) if spec.resources.gpus_per_rank else "CPU"
-        for spec in specs
-        for phase in phases_of(spec)
-    }
-    total = sum(seconds.values())
-    for together in (SCORING, UPDATES):
-        known = [phase for phase in together if phase in seconds]
-        lanes = [
-            sum(seconds[phase] for phase in known if device[phase] == lane)
-            for lane in {device[phase] for phase in known}
-        ]
-        total += max(lanes, default=0.0) - sum(lanes)
-    return total
+
+    in_turn: float = 0.0
+    scoring_on_gpu: float = 0.0
+    scoring_on_cpu: float = 0.0
+    updates_on_gpu: float = 0.0
+    updates_on_cpu: float = 0.0
+
+    def __add__(self, other: "Load") -> "Load":
+        """Of roles that share no GPU."""
+        return Load(
+            in_turn=self.in_turn + other.in_turn,
+            scoring_on_gpu=max(self.scoring_on_gpu, other.scoring_on_gpu),
+            scoring_on_cpu=self.scoring_on_cpu + other.scoring_on_cpu,
+            updates_on_gpu=max(self.updates_on_gpu, other.updates_on_gpu),
+            updates_on_cpu=self.updates_on_cpu + other.updates_on_cpu,
+        )
+
+    def __le__(self, other: "Load") -> bool:
+        """No part is longer, so that it stays so whatever is added to both."""
+        return all(getattr(self, f.name) <= getattr(other, f.name) for f in fields(self))
+
+    @property
+    def seconds(self) -> float:
+        """The whole step."""
+        scoring = max(self.scoring_on_gpu, self.scoring_on_cpu)
+        return self.in_turn + scoring + max(self.updates_on_gpu, self.updates_on_cpu)
+
+
+def load_of(seconds: Mapping[str, float], specs: Sequence[RoleSpec], work: StepWork) -> Load:
+    """What roles on the same GPUs, or on CPUs, add to a step of the given phases."""
+    place = "gpu" if specs[0].resources.gpus_per_rank else "cpu"
+    part = dict.fromkeys(SCORING, f"scoring_on_{place}")
+    if not work.updates_in_turn:
+        part |= dict.fromkeys(UPDATES, f"updates_on_{place}")
+    load: dict[str, float] = {}
+    for phase in (phase for spec in specs for phase in phases_of(spec) if phase in seconds):
+        name = part.get(phase, "in_turn")
+        load[name] = load.get(name, 0.0) + seconds[phase]
+    return Load(**load)
+
+
+def step_seconds(seconds: Mapping[str, float], specs: Sequence[RoleSpec], work: StepWork) -> float:
+    """The whole step's seconds, of its phases'."""
+    load = Load(in_turn=seconds.get("sync_weights", 0.0))
+    for host in specs:
+        if shares_with(host) is None:
+            guests = [spec for spec in specs if shares_with(spec) == host.name]
+            load += load_of(seconds, (host, *guests), work)
+    return load.seconds
 
 
 def phases_of(spec: RoleSpec) -> tuple[str, ...]:

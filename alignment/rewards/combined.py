@@ -116,6 +116,13 @@ class CombinedReward:
         known = [devices for devices in own if devices is not None]
         return frozenset().union(*known) if len(known) == len(own) else None
 
+    def end(self, reason: str) -> None:
+        """End the sources that are roles of their own; see `alignment.training.side_by_side`."""
+        for entry in self.sources:
+            role: Any = getattr(entry.source, "role", None)
+            if hasattr(role, "end"):
+                role.end(reason)
+
     def describe(self) -> list[dict[str, Any]]:
         """What runs behind the sources, as far as they are roles."""
         roles: list[Any] = [getattr(entry.source, "role", None) for entry in self.sources]

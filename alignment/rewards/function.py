@@ -17,7 +17,8 @@ from alignment.rewards.texts import TextPair
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 """`score(prompts, responses) -> scores`: texts of one step, equally long; one finite number for
 each response, higher is better. It may return an array or a tensor. A prompt of several turns is
-`role: text`, a blank line between. It runs in the process of the training loop, once a step."""
+`role: text`, a blank line between. It runs in the process and thread of
+the training loop, once a step."""
 
 
 class FunctionReward:

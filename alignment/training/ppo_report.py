@@ -31,7 +31,7 @@ class PhaseClock:
 
     def metrics(self) -> dict[str, float]:
         """`time/<phase>_s` for each phase and `time/step_s` for the whole."""
-        phases = {f"time/{name}_s": seconds for name, seconds in self.seconds.items()}
+        phases = {f"time/{name}_s": seconds for name, seconds in sorted(self.seconds.items())}
         return {**phases, "time/step_s": time.perf_counter() - self.started}
 
     def throughput(self, tokens: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The update of one PPO step: policy and critic, for some epochs of the same minibatches."""
 
+import threading
 from functools import partial
 
 from alignment.checkpoints import LoopState
@@ -44,12 +45,15 @@ def optimise(
         for rows in minibatches_of(config, sequences, seed=seed, epoch=epoch)
     ]
     limit = config.update_kl_limit_nats
+    halt = threading.Event()
     tasks: list[Task] = []
 
     def update_policy() -> None:
         objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
         with clock.phase("update_policy"):
             for epoch, rows in order:
+                if halt.is_set():
+                    return
                 if mix is not None:
                     count = len(log.policy)
                     log.add_pretraining(mix.add_gradient(roles.policy, state.step, count))
@@ -65,6 +69,8 @@ def optimise(
         shared = order if limit is None or not log.policy else order[: len(log.policy)]
         with clock.phase("update_critic"):
             for epoch, rows in shared:
+                if halt.is_set():
+                    return
                 minibatch = select_rows(experience, rows)
                 tokens = critic_denominator(minibatch, config)
                 log.add_critic(*_step("critic", critic, minibatch, objective, tokens, epoch))
@@ -75,7 +81,7 @@ def optimise(
     if roles.critic is not None:
         tasks.append((roles.critic, partial(update_critic, roles.critic)))
     if limit is None:
-        side_by_side(tasks)
+        side_by_side(tasks, halt=halt)
     else:
         for _, update in tasks:
             update()

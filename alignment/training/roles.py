@@ -2,8 +2,8 @@
 
 A role is a model somewhere: in this process (`alignment.roles_local`) or on Ray actors around
 DeepSpeed and vLLM (`alignment.cluster`). Loops see these protocols only, so the same loop runs
-in a unit test and on a cluster. Every call is synchronous and raises the role's own error. Where a
-role computes it tells as `devices`, a set of names, if it has devices that another may lack
+in a unit test and on a cluster. Every call is synchronous and raises the role's own error. A role
+may have `devices`, the set of names of where it computes; one without them shares with every other
 (`alignment.training.side_by_side`).
 """
 

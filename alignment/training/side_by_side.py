@@ -9,24 +9,33 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-GRACE_S = 5.0
-"""How long the others may take, after one failed, to end the call they are in."""
+GRACE_S = 10.0
+"""How long the others may take, after one failed, to end the call they are in; longer than a call
+takes to see that its Ray is gone (`alignment.cluster.connection`)."""
 
 Task = tuple[Any, Callable[[], Any]]
 """A role and what is to be asked of it. Where it computes is its `devices`, a set of names; a
 role that tells none (one in this process) shares with every other."""
 
 
-def side_by_side(tasks: Sequence[Task]) -> list[Any]:
+def side_by_side(tasks: Sequence[Task], *, halt: threading.Event | None = None) -> list[Any]:
     """What each task returns, in their order; tasks on shared devices follow one another.
 
+    The first task, and those behind it, run in the calling thread, as they would alone.
+
+    Args:
+        tasks: what to do.
+        halt: set as soon as a task fails; a task of many calls looks at it before each, and
+            returns early.
+
     Raises:
-        Exception: the first that any task raised. Tasks behind it on the same devices do not
-            begin; what runs on other devices is waited for a few seconds, and then left alone.
+        Exception: the first that any task raised, with a note of others. No task begins after it,
+            and the roles of one that does not return within 10 s are ended.
     """
+    halt = halt or threading.Event()
     lanes = lanes_of([getattr(role, "devices", None) for role, _ in tasks])
     if len(lanes) == 1:
         return [work() for _, work in tasks]
@@ -36,23 +45,43 @@ def side_by_side(tasks: Sequence[Task]) -> list[Any]:
     def follow(lane: list[int]) -> None:
         try:
             for index in lane:
+                if halt.is_set():
+                    break
                 results[index] = tasks[index][1]()
-        except BaseException as error:  # raised again by whoever waits
+        except BaseException as error:  # raised again below
+            halt.set()
             ended.put(error)
         else:
             ended.put(None)
 
-    threads = [
-        threading.Thread(target=contextvars.copy_context().run, args=(follow, lane), daemon=True)
-        for lane in lanes
-    ]
-    for thread in threads:
+    threads = {
+        index: threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(follow, lane),
+            name=f"side by side, lane {index}",
+            daemon=True,
+        )
+        for index, lane in enumerate(lanes[1:], start=1)
+    }
+    for thread in threads.values():
         thread.start()
-    for _ in threads:
-        error = ended.get()
-        if error is not None:
-            _wait_briefly(threads)
-            raise error
+    try:
+        follow(lanes[0])
+        for _ in lanes:
+            error = ended.get()
+            if error is not None:
+                raise error
+    except BaseException as first:
+        halt.set()
+        _join(threads.values())
+        while not ended.empty():
+            error = ended.get()
+            if error is not None:
+                first.add_note(f"At the same time another role failed: {error!r}")
+        late = [index for index, thread in threads.items() if thread.is_alive()]
+        _end_roles(tasks[index][0] for lane in late for index in lanes[lane])
+        _join(threads.values())
+        raise
     return [results[index] for index in range(len(tasks))]
 
 
@@ -73,8 +102,14 @@ def lanes_of(devices: Sequence[frozenset[str] | None]) -> list[list[int]]:
     return sorted(members for _, members in lanes)
 
 
-def _wait_briefly(threads: Sequence[threading.Thread]) -> None:
-    """So that a role is rarely in the middle of a call when its end comes."""
+def _join(threads: Iterable[threading.Thread]) -> None:
     ends_at = time.monotonic() + GRACE_S
     for thread in threads:
         thread.join(max(0.0, ends_at - time.monotonic()))
+
+
+def _end_roles(roles: Iterable[Any]) -> None:
+    """A call that goes on, unknown to anyone, could change a role that was set back meanwhile."""
+    for role in roles:
+        if hasattr(role, "end"):
+            role.end("another role failed, and this one did not finish its call in time")

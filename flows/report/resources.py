@@ -84,14 +84,13 @@ def _time_by_phase(inputs: ReportInputs) -> Iterator[Html]:
     whole = phases.pop(_STEP, sum(phases.values()))
     if not phases or not whole:
         return
+    said = f" {len(rows)} steps, {duration(whole / len(rows))} a step"
     rest = whole - sum(phases.values())
     if rest > 0:
         phases["the rest"] = rest
-    yield tag(
-        "h3",
-        "Time by phase of PPO",
-        tag("small", f" {len(rows)} steps, {duration(whole / len(rows))} a step"),
-    )
+    else:
+        said += ", some phases at the same time"
+    yield tag("h3", "Time by phase of PPO", tag("small", said))
     yield _bars(
         [
             (_phase_name(name), {"work": seconds}, f"{duration(seconds)} · {seconds / whole:.0%}")

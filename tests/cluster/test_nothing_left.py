@@ -189,3 +189,23 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def test_waiting_after_the_end_of_ray_starts_no_other_one() -> None:
+    """Ray would: its calls begin a Ray of their own where there is none."""
+    script = """
+import ray
+from alignment.cluster.connection import first_ready
+from alignment.errors import AbsentClusterError
+try:
+    first_ready(["a call of before"], timeout_s=60.0)
+except AbsentClusterError as error:
+    print(error)
+print(ray.is_initialized())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    said, is_begun = ended.stdout.splitlines()
+    assert "with calls under way: 1" in said
+    assert is_begun == "False"

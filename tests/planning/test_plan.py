@@ -1,6 +1,7 @@
 """A stage against machines: verdicts, refusals with their numbers, alternatives that fit."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from shapes_for_tests import engine, frozen, machines, ppo_request, trained
@@ -11,7 +12,7 @@ from alignment.planning.alternatives import alternatives
 from alignment.planning.known_shapes import KNOWN_SHAPES
 from alignment.planning.memory import BatchSizes
 from alignment.planning.plan import StageRequest, plan_stage, require_room, tight_places
-from alignment.planning.step_time import StepWork
+from alignment.planning.step_time import StepWork, phase_seconds, step_seconds
 
 SMOL, LLAMA = KNOWN_SHAPES["smollm2-135m"], KNOWN_SHAPES["llama-2-7b"]
 WORK = StepWork(
@@ -118,6 +119,47 @@ def test_alternatives_really_fit(name, gpus, kind):
         assert again == alternative.plan
     assert [a.step_s for a in found] == sorted(a.step_s for a in found)
     assert [a.gpus for a in found] == sorted((a.gpus for a in found), reverse=True)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_other_way_to_give_eight_gpus_is_faster(inside):
+    """Every way is tried, at the training settings of the first alternative."""
+    lora = {"lora": {"r": 8}} if inside else {}
+    request = ppo_request(KNOWN_SHAPES["qwen2.5-3b"], LONG, gpus=1, precision="bfloat16", **lora)
+    if inside:
+        shared = replace(frozen(), adapter_off="policy")
+        specs = tuple(shared if s.name == "reference" else s for s in request.specs)
+        request = replace(request, specs=specs)
+    where = machines(gpus=8)
+    first, *_ = alternatives(request, ClusterConfig(), WORK, where, section="ppo")
+    training = {k: v for k, v in first.settings.items() if k.startswith("ppo.")}
+    times, threads = dict[int, float](), ClusterConfig().threads
+    for given in product(*(list(_ways(spec)) for spec in request.specs)):
+        gpus = sum(ranks * each for ranks, each in given)
+        names = [s.name for s in request.specs]
+        if gpus > 8:
+            continue
+        settings = dict(training)
+        for name, (ranks, each) in zip(names, given, strict=True):
+            settings |= {f"cluster.{name}.ranks": ranks, f"cluster.{name}.gpus_per_rank": each}
+        changed = _with(request, settings)
+        seconds = phase_seconds(changed.specs, changed.shapes, WORK, where, threads=threads)
+        taken = step_seconds(seconds, changed.specs, WORK)
+        fits = plan_stage(changed, ClusterConfig(), where).verdict != "too large"
+        if fits and taken < times.get(gpus, float("inf")):
+            times[gpus] = taken
+    assert first.step_s <= min(times.values()) / 0.98
+    assert first.step_s >= min(times.values()) * (1 - 1e-9)
+    assert all(first.step_s < 0.981 * taken for gpus, taken in times.items() if gpus < first.gpus)
+
+
+def _ways(spec):
+    """Ranks and GPUs a rank of one role on one machine of 8."""
+    if getattr(spec, "adapter_off", None):
+        return [(1, 0)]
+    each = (1, 2, 4, 8) if spec.name == "generator" else (1,)
+    on_gpus = [(ranks, n) for n in each for ranks in (1, 2, 4, 8) if ranks * n <= 8]
+    return on_gpus if spec.name in ("policy", "generator") else [(1, 0), *on_gpus]
 
 
 def test_the_first_alternative_does_not_recompute_where_memory_is_ample():

@@ -70,7 +70,7 @@ PHASES_S = dict(zip(PHASES, (8.0, 1.0, 3.0, 2.0, 0.5, 10.0, 6.0, 0.25), strict=T
 
 
 def test_roles_on_one_cpu_take_turns():
-    assert step_seconds(PHASES_S, ppo_request(SMOL).specs) == sum(PHASES_S.values())
+    assert step_seconds(PHASES_S, ppo_request(SMOL).specs, QUICKSTART) == sum(PHASES_S.values())
 
 
 def test_of_roles_on_gpus_of_their_own_the_slowest_counts():
@@ -82,20 +82,22 @@ def test_of_roles_on_gpus_of_their_own_the_slowest_counts():
         frozen("reward_model", "value", gpus=1),
         engine(gpus=1),
     ]
-    assert step_seconds(PHASES_S, specs) == 8 + 3 + 10 + 0.25
+    assert step_seconds(PHASES_S, specs, QUICKSTART) == 8 + 3 + 10 + 0.25
     on_cpu = [*specs[2:], trained(gpus=1), trained("critic", "value")]
-    assert step_seconds(PHASES_S, on_cpu) == 8 + 3 + 10 + 0.25
+    assert step_seconds(PHASES_S, on_cpu, QUICKSTART) == 8 + 3 + 10 + 0.25
+    in_turn = replace(QUICKSTART, updates_in_turn=True)
+    assert step_seconds(PHASES_S, specs, in_turn) == 8 + 3 + 16 + 0.25
     both_on_cpu = [*on_cpu[:3], trained(), trained("critic", "value")]
-    assert step_seconds(PHASES_S, both_on_cpu) == 8 + 3.5 + 16 + 0.25
+    assert step_seconds(PHASES_S, both_on_cpu, QUICKSTART) == 8 + 3.5 + 16 + 0.25
     without = {k: v for k, v in PHASES_S.items() if k not in ("values", "update_critic")}
-    assert step_seconds(without, [*specs[:1], *specs[2:]]) == 8 + 3 + 10 + 0.25
+    assert step_seconds(without, [*specs[:1], *specs[2:]], QUICKSTART) == 8 + 3 + 10 + 0.25
 
 
 def test_a_reference_inside_the_policy_takes_turns_with_it():
-    inside = replace(frozen(gpus=1), adapter_off="policy")
+    inside = replace(frozen(), adapter_off="policy")
     specs = [trained(gpus=1), inside, frozen("reward_model", "value", gpus=1), engine(gpus=1)]
     without = {k: v for k, v in PHASES_S.items() if k not in ("values", "update_critic")}
-    assert step_seconds(without, specs) == 8 + 5 + 10 + 0.25
+    assert step_seconds(without, specs, QUICKSTART) == 8 + 5 + 10 + 0.25
 
 
 def test_the_quickstart_step_of_the_reference_machine():

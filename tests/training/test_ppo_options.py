@@ -16,11 +16,12 @@ from alignment.experience import ScoredRollout, TokenBatch, batch_from_rows
 from alignment.metrics import check_names
 from alignment.objectives.masking import masked_variance
 from alignment.objectives.running_moments import RunningMoments
-from alignment.training.ppo import optimise, train_ppo
+from alignment.training.ppo import train_ppo
 from alignment.training.ppo_experience import build_experience, next_coefficient
 from alignment.training.ppo_objective import critic_denominator, critic_loss, policy_loss
 from alignment.training.ppo_report import PhaseClock
 from alignment.training.ppo_scoring import check_scored
+from alignment.training.ppo_update import optimise
 from alignment.training.pretraining_mix import PretrainingMix
 from alignment.training.roles import LogprobOutputs, LossSums, PPORoles, ValueOutputs
 

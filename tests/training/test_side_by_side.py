@@ -85,26 +85,115 @@ def test_shared_devices_follow_one_another() -> None:
     assert seen == ["one begins", "one ends", "two begins", "two ends"]
 
 
-def test_the_first_failure_is_raised_while_others_still_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "GRACE_S", 0.1)
-    free, done = threading.Event(), []
+class Ending:
+    """A role that can be ended."""
 
-    def work_on() -> None:
-        free.wait(timeout=30)
-        done.append("the other lane")
+    def __init__(self, device: str) -> None:
+        self.devices = frozenset([device])
+        self.ended = threading.Event()
+        self.reason = ""
+
+    def end(self, reason: str) -> None:
+        self.reason = reason
+        self.ended.set()
+
+
+def test_what_shares_a_device_with_the_first_task_runs_in_the_calling_thread() -> None:
+    """A reward function of a user may need the main thread, as `signal.alarm` does."""
+    tasks = [(on("a"), threading.get_ident), (on("b"), threading.get_ident)]
+    mine, other, mine_too = side_by_side([*tasks, (on("a"), threading.get_ident)])
+    assert mine == mine_too == threading.get_ident() != other
+
+
+def test_a_failure_stops_what_has_not_begun_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 5.0)
+    begun, done, halt = threading.Event(), list[str](), threading.Event()
+
+    def many_calls() -> None:
+        begun.set()
+        halt.wait(timeout=10)
+        done.append("the call under way")
+
+    def fail() -> None:
+        begun.wait(timeout=10)
+        raise NumericsError("no number")
+
+    tasks = [
+        (on("a"), many_calls),
+        (on("b"), fail),
+        (on("b"), lambda: done.append("behind the failed one")),
+        (on("a"), lambda: done.append("behind the other")),
+    ]
+    with pytest.raises(NumericsError, match="no number"):
+        side_by_side(tasks, halt=halt)
+    assert done == ["the call under way"]
+
+
+def test_a_second_failure_is_noted_on_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 5.0)
+    halt = threading.Event()
 
     def fail() -> None:
         raise NumericsError("no number")
 
-    tasks = [(on("a"), work_on), (on("b"), fail), (on("b"), lambda: done.append("what is behind"))]
-    try:
-        with pytest.raises(NumericsError, match="no number"):
-            side_by_side(tasks)
-        assert done == []
-    finally:
-        free.set()
+    def fail_then() -> None:
+        halt.wait(timeout=10)
+        raise ValueError("died as well")
+
+    with pytest.raises(NumericsError, match="no number") as caught:
+        side_by_side([(on("a"), fail), (on("b"), fail_then)], halt=halt)
+    [note] = caught.value.__notes__
+    assert "ValueError('died as well')" in note
+
+
+def test_a_role_that_does_not_return_after_a_failure_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or its call, unknown to anyone, could change it after it was set back to a checkpoint."""
+    monkeypatch.setattr(module, "GRACE_S", 0.2)
+    begun, stuck, prompt = threading.Event(), Ending("b"), Ending("c")
+    left: list[str] = []
+
+    def fail() -> None:
+        begun.wait(timeout=10)
+        raise NumericsError("no number")
+
+    def hang() -> None:
+        begun.set()
+        stuck.ended.wait(timeout=10)
+        left.append("stuck")
+
+    with pytest.raises(NumericsError, match="no number"):
+        side_by_side([(on("a"), fail), (stuck, hang), (prompt, list)])
+    assert "did not finish its call in time" in stuck.reason
+    assert left == ["stuck"]
+    assert not prompt.ended.is_set()
+
+
+@pytest.mark.parametrize("failing", ["policy", "critic"])
+def test_after_a_failed_update_the_other_model_makes_no_further_one(
+    tiny_model: Path, tmp_path: Path, failing: str
+) -> None:
+    config = toy_config(steps=1, epochs=8)
+    roles = apart(toy_roles(tiny_model, config))
+    [other] = {"policy", "critic"} - {failing}
+    failed, later = threading.Event(), list[int]()
+    other_step = getattr(roles, other)._role.step
+
+    def fail() -> Any:
+        failed.set()
+        raise NumericsError("no number")
+
+    def counted() -> Any:
+        if failed.wait(timeout=10):
+            later.append(1)
+        return other_step()
+
+    getattr(roles, failing)._role.step = fail
+    getattr(roles, other)._role.step = counted
+    with pytest.raises(NumericsError, match="no number"):
+        trained(config, roles, tmp_path)
+    assert len(later) <= 1
 
 
 def test_what_the_caller_set_for_its_context_holds_in_every_task() -> None:
