@@ -38,14 +38,8 @@ def optimise(
     sampled is the step's last, of the critic too, which therefore waits for it.
     """
     log = UpdateLog()
-    sequences = len(experience.token_ids)
-    order = [
-        (epoch, rows)
-        for epoch in range(config.epochs)
-        for rows in minibatches_of(config, sequences, seed=seed, epoch=epoch)
-    ]
-    limit = config.update_kl_limit_nats
-    halt = threading.Event()
+    order = _order(config, len(experience.token_ids), seed=seed)
+    limit, halt = config.update_kl_limit_nats, threading.Event()
     tasks: list[Task] = []
 
     def update_policy() -> None:
@@ -55,8 +49,8 @@ def optimise(
                 if halt.is_set():
                     return
                 if mix is not None:
-                    count = len(log.policy)
-                    log.add_pretraining(mix.add_gradient(roles.policy, state.step, count))
+                    done = len(log.policy)
+                    log.add_pretraining(mix.add_gradient(roles.policy, state.step, done))
                 minibatch = select_rows(experience, rows)
                 tokens = minibatch_denominator(minibatch, config.aggregation)
                 log.add_policy(*_step("policy", roles.policy, minibatch, objective, tokens, epoch))
@@ -91,6 +85,15 @@ def optimise(
 def minibatches_of(config: PPOConfig, sequences: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Rows of each minibatch of an epoch."""
     return minibatch_order(sequences, size=config.sequences_per_minibatch, seed=seed, epoch=epoch)
+
+
+def _order(config: PPOConfig, sequences: int, *, seed: int) -> list[tuple[int, list[int]]]:
+    """Every epoch's number with the rows of each of its minibatches."""
+    return [
+        (epoch, rows)
+        for epoch in range(config.epochs)
+        for rows in minibatches_of(config, sequences, seed=seed, epoch=epoch)
+    ]
 
 
 def _step(

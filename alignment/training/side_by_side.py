@@ -9,7 +9,7 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 GRACE_S = 10.0
@@ -54,16 +54,16 @@ def side_by_side(tasks: Sequence[Task], *, halt: threading.Event | None = None) 
         else:
             ended.put(None)
 
-    threads = {
-        index: threading.Thread(
+    threads = [
+        threading.Thread(
             target=contextvars.copy_context().run,
             args=(follow, lane),
-            name=f"side by side, lane {index}",
+            name=f"side by side, tasks {lane}",
             daemon=True,
         )
-        for index, lane in enumerate(lanes[1:], start=1)
-    }
-    for thread in threads.values():
+        for lane in lanes[1:]
+    ]
+    for thread in threads:
         thread.start()
     try:
         follow(lanes[0])
@@ -73,16 +73,32 @@ def side_by_side(tasks: Sequence[Task], *, halt: threading.Event | None = None) 
                 raise error
     except BaseException as first:
         halt.set()
-        _join(threads.values())
-        while not ended.empty():
-            error = ended.get()
-            if error is not None:
-                first.add_note(f"At the same time another role failed: {error!r}")
-        late = [index for index, thread in threads.items() if thread.is_alive()]
-        _end_roles(tasks[index][0] for lane in late for index in lanes[lane])
-        _join(threads.values())
+        roles = [[tasks[index][0] for index in lane] for lane in lanes[1:]]
+        _settle(first, ended, list(zip(threads, roles, strict=True)))
         raise
     return [results[index] for index in range(len(tasks))]
+
+
+def _settle(
+    first: BaseException,
+    ended: queue.SimpleQueue[BaseException | None],
+    others: Sequence[tuple[threading.Thread, Sequence[Any]]],
+) -> None:
+    """Wait a little for the other lanes, note their failures, and end what does not return.
+
+    A call that goes on, unknown to anyone, could change a role that was set back meanwhile.
+    """
+    _join([thread for thread, _ in others])
+    while not ended.empty():
+        error = ended.get()
+        if error is not None:
+            first.add_note(f"At the same time another role failed: {error!r}")
+    late = [(thread, roles) for thread, roles in others if thread.is_alive()]
+    for _, roles in late:
+        for role in roles:
+            if hasattr(role, "end"):
+                role.end("another role failed, and this one did not finish its call in time")
+    _join([thread for thread, _ in late])
 
 
 def lanes_of(devices: Sequence[frozenset[str] | None]) -> list[list[int]]:
@@ -102,14 +118,7 @@ def lanes_of(devices: Sequence[frozenset[str] | None]) -> list[list[int]]:
     return sorted(members for _, members in lanes)
 
 
-def _join(threads: Iterable[threading.Thread]) -> None:
+def _join(threads: Sequence[threading.Thread]) -> None:
     ends_at = time.monotonic() + GRACE_S
     for thread in threads:
         thread.join(max(0.0, ends_at - time.monotonic()))
-
-
-def _end_roles(roles: Iterable[Any]) -> None:
-    """A call that goes on, unknown to anyone, could change a role that was set back meanwhile."""
-    for role in roles:
-        if hasattr(role, "end"):
-            role.end("another role failed, and this one did not finish its call in time")
