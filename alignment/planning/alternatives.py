@@ -185,7 +185,7 @@ def _assignments(
 
 
 def _none_beaten(options: list[_Option]) -> list[_Option]:
-    """The options without the last one if an other is as good, else without those it beats."""
+    """The options without the last one if another is as good, else without those it beats."""
     *others, new = options
     if any(other.load <= new.load for other in others):
         return others

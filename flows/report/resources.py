@@ -88,7 +88,7 @@ def _time_by_phase(inputs: ReportInputs) -> Iterator[Html]:
     rest = whole - sum(phases.values())
     if rest > 0:
         phases["the rest"] = rest
-    else:
+    elif rest < 0:
         said += ", some phases at the same time"
     yield tag("h3", "Time by phase of PPO", tag("small", said))
     yield _bars(

@@ -1,5 +1,6 @@
 """The report: what it shows, what it never does, and what it does without."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -248,6 +249,24 @@ def test_memory_and_time_say_where_they_went(html):
     resources = section_of(html, "resources")
     for expected in ("policy/0", "2.94 GiB", "update policy", "model start", "9.40 GiB"):
         assert expected in resources
+
+
+def test_phases_longer_than_their_steps_took_place_at_the_same_time(run, copy, html):
+    said = "some phases at the same time"
+    assert said not in html
+    rows = read_metrics(run / "metrics" / "ppo.jsonl")
+    metrics = copy / "metrics" / "ppo.jsonl"
+    metrics.parent.mkdir(exist_ok=True)
+    for row in rows:
+        row["time/step_s"] *= 0.8
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resources = section_of(report_of(copy), "resources")
+    assert said in resources
+    assert "the rest" not in resources.split("Time by phase of PPO")[1].split("<h3")[0]
+    for row in rows:
+        del row["time/step_s"]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert said not in report_of(copy)
 
 
 def test_it_can_be_done_again_with_what_stands_there(html):
