@@ -1,8 +1,10 @@
 """Seconds, operations and memory of each phase of training one model."""
 
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,12 +18,24 @@ from alignment.training.sft import demonstration_loss
 from benchmarks.gpu.batches import experience, lengths_of, preference_batch, token_batch
 from benchmarks.gpu.models import Size, language_model, pack, value_model
 from benchmarks.gpu.trainable import Trained
+from benchmarks.limits.products import Products, rate_of_products
 from benchmarks.operations import WITH_BACKWARD, language_pass, value_pass
 
 MINIBATCHES = 4
-ROUNDS = 3
-Phases = dict[str, tuple[Callable[[], Any], float]]
-"""What to run and how many operations it needs, by name."""
+ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What to run, how many operations it needs, and the products that do most of them."""
+
+    run: Callable[[], Any]
+    operations: float
+    products: Products
+
+
+Phases = dict[str, Phase]
+"""By name."""
 
 
 def measure_model(
@@ -42,15 +56,15 @@ def measure_model(
     try:
         for packed in (True, False):
             pack(module, packed=packed)
-            for phase, (run, operations) in phases(trained, size, batch).items():
+            for name, phase in phases(trained, size, batch).items():
                 yield {
                     "model": size.shape.name,
-                    "phase": phase,
+                    "phase": name,
                     "packed": packed,
                     "precision": precision,
                     "tokens": lengths_of(batch).tokens,
-                    "operations": operations,
-                    **_timed(run, device),
+                    "operations": phase.operations,
+                    **_timed(phase, module, device),
                 }
     finally:
         trained.release()
@@ -71,7 +85,7 @@ def profile_model(size: Size, device: torch.device, *, engine: str, precision: P
         kinds.append(ProfilerActivity.CUDA)
     told = []
     for name in ("logprobs", "update_policy"):
-        run, _ = phases[name]
+        run = phases[name].run
         run()
         with profile(activities=kinds) as seen:
             seconds = _seconds(run, device)
@@ -118,15 +132,18 @@ def _language_phases(trained: Trained, size: Size, batch: TokenBatch) -> Phases:
     seen = experience(batch, ask(), torch.zeros(batch.token_ids.shape))
     loss = policy_objective(PPOConfig(), kl_coefficient=0.05)
     tokens = float(batch.response_mask.sum())
+    update = WITH_BACKWARD * operations
     return {
-        "sft": (
+        "sft": Phase(
             lambda: trained.step(batch, demonstration_loss, denominator=tokens),
-            WITH_BACKWARD * operations,
+            update,
+            _products(trained, batch, backward=True),
         ),
-        "logprobs": (ask, operations),
-        "update_policy": (
+        "logprobs": Phase(ask, operations, _products(trained, batch)),
+        "update_policy": Phase(
             lambda: _minibatches(trained, seen, loss),
-            WITH_BACKWARD * operations,
+            update,
+            _products(trained, batch, minibatches=MINIBATCHES, backward=True),
         ),
     }
 
@@ -136,18 +153,42 @@ def _value_phases(trained: Trained, size: Size, batch: TokenBatch) -> Phases:
     ask, compared = _asker(trained, values_of, batch), preference_batch(batch)
     seen = experience(batch, torch.zeros(batch.token_ids.shape), ask())
     pairs = float(compared.pair_weight.sum())
+    update = WITH_BACKWARD * operations
+    once = _products(trained, batch, head=False)
     return {
-        "reward_model": (
+        "reward_model": Phase(
             lambda: trained.step(compared, reward_model_loss, denominator=pairs),
-            WITH_BACKWARD * operations,
+            update,
+            _products(trained, batch, head=False, backward=True),
         ),
-        "score": (_asker(trained, scores_of, batch), operations),
-        "values": (ask, operations),
-        "update_critic": (
+        "score": Phase(_asker(trained, scores_of, batch), operations, once),
+        "values": Phase(ask, operations, once),
+        "update_critic": Phase(
             lambda: _minibatches(trained, seen, critic_objective(PPOConfig())),
-            WITH_BACKWARD * operations,
+            update,
+            _products(trained, batch, minibatches=MINIBATCHES, head=False, backward=True),
         ),
     }
+
+
+def _products(
+    trained: Trained,
+    batch: TokenBatch,
+    *,
+    minibatches: int = 1,
+    head: bool = True,
+    backward: bool = False,
+) -> Products:
+    """Of as many tokens at a time as a packed microbatch has."""
+    training, lengths = trained.spec.training, lengths_of(batch)
+    share = -(-lengths.tokens // minibatches)
+    pieces = minibatches * -(-share // training.tokens_per_microbatch)
+    return Products(
+        tokens=lengths.tokens // pieces,
+        head_tokens=lengths.response_tokens // pieces if head else 0,
+        backward=backward,
+        precision=training.precision,
+    )
 
 
 def _asker(
@@ -166,14 +207,24 @@ def _minibatches(trained: Trained, batch: TokenBatch, loss: Any) -> None:
         trained.step(some, loss, denominator=float(some.response_mask.sum()))
 
 
-def _timed(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """Seconds of each round after one that does not count, and the most memory held."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    run()
-    seconds = [_seconds(run, device) for _ in range(ROUNDS)]
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-    return {"seconds": seconds, "peak_gib": peak}
+def _timed(phase: Phase, module: Any, device: torch.device) -> dict[str, Any]:
+    """Seconds by round after one that does not count, the most memory held, and the products alone.
+
+    Products take turns with the phase, so both see the same clock of the processor.
+    """
+    seconds, rates, peak = [], [], 0
+    for number in range(ROUNDS + 1):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        took = _seconds(phase.run, device)
+        if device.type == "cuda":
+            peak = max(peak, torch.cuda.max_memory_allocated(device))
+        rate = rate_of_products(module, phase.products)
+        if number:
+            seconds.append(took)
+            rates.append(rate)
+    median = statistics.median(rates)
+    return {"seconds": seconds, "own_product_flops": median, "peak_gib": peak / 2**30}
 
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:

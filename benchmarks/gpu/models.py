@@ -26,6 +26,7 @@ class Size:
 SIZES = {
     "qwen2.5-0.5b": Size(KNOWN_SHAPES["qwen2.5-0.5b"], 64, (32, 256), (32, 512), 16384),
     "qwen2.5-1.5b": Size(KNOWN_SHAPES["qwen2.5-1.5b"], 64, (32, 256), (32, 512), 16384),
+    "qwen2.5-3b": Size(KNOWN_SHAPES["qwen2.5-3b"], 64, (32, 256), (32, 512), 16384),
     "tiny": Size(KNOWN_SHAPES["tiny"], 8, (4, 16), (4, 32), 128),
 }
 

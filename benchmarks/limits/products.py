@@ -19,14 +19,19 @@ class Products:
 
 
 def product_rate(actor: Any, products: Products) -> float:
-    """Operations a second of these products alone, one after the other, within an actor.
+    """Operations a second of these products alone, one after the other, within an actor."""
+    return rate_of_products(getattr(actor, "_own", None) or actor._module, products)
+
+
+def rate_of_products(module: Any, products: Products) -> float:
+    """Operations a second of these products alone, one after the other, on the module's device.
 
     The weights are the model's own, layer by layer, so caches see what they see in training. As
     each product takes part with all its operations, this is their mean weighted by operations.
     """
     import torch
 
-    module = getattr(actor, "_own", None) or actor._module
+    device = next(module.parameters()).device
     dtype = torch.bfloat16 if products.precision == "bfloat16" else torch.float32
     with torch.no_grad():
         work = [
@@ -39,12 +44,21 @@ def product_rate(actor: Any, products: Products) -> float:
             work.append((head.detach().to(dtype), products.head_tokens))
         operations = sum(2.0 * rows * weight.numel() for weight, rows in work)
         sizes = {(rows, width) for weight, rows in work for width in weight.shape}
-        inputs = {size: torch.randn(size, dtype=dtype) for size in sizes}
-        _multiply(work[:7], inputs, products.backward)
+        inputs = {size: torch.randn(size, dtype=dtype, device=device) for size in sizes}
+        _multiply(work if device.type == "cuda" else work[:7], inputs, products.backward)
+        _wait(device)
         began = time.perf_counter()
         _multiply(work, inputs, products.backward)
+        _wait(device)
         seconds = time.perf_counter() - began
     return operations * (3 if products.backward else 1) / seconds
+
+
+def _wait(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def _multiply(work: list[tuple[Any, int]], inputs: dict[Any, Any], backward: bool) -> None:
