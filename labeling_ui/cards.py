@@ -51,12 +51,14 @@ class Receipt:
     """Proof that a ranking is on disk.
 
     `counted` is False for surplus work: it came after the lease ran out and others had already
-    filled the prompt. It is kept, but is not part of the round's rankings.
+    filled the prompt. It is kept, but is not part of the round's rankings. `round_complete` says
+    whether the round has all its rankings now.
     """
 
     submission_id: str
     assignment_id: str
     counted: bool
+    round_complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

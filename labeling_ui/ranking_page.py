@@ -132,7 +132,11 @@ def _submit(store: LabelStore, name: str, sent: SubmitRequest) -> Envelope:
         ),
         revise=sent.revise,
     )
-    return {"submission_id": receipt.submission_id, "counted": receipt.counted}
+    return {
+        "submission_id": receipt.submission_id,
+        "counted": receipt.counted,
+        "round_complete": receipt.round_complete,
+    }
 
 
 def _skip(store: LabelStore, name: str, sent: SkipRequest) -> Envelope:

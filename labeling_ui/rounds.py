@@ -145,6 +145,14 @@ def move_counts(connection: Connection, round_id: str, changes: Mapping[str, int
         )
 
 
+def is_complete(connection: Connection, round_id: str) -> bool:
+    """Whether every wanted ranking is there; costs the same however many tasks there are."""
+    of_round = round_count.c.round_id == round_id
+    counts = connection.execute(select(round_count).where(of_round)).one()
+    complete: bool = counts.done >= counts.wanted
+    return complete
+
+
 def round_status(connection: Connection, row: Row[Any]) -> RoundStatus:
     """The round's counters; costs the same however many tasks it has."""
     counts = connection.execute(select(round_count).where(round_count.c.round_id == row.id)).one()

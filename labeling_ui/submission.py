@@ -14,7 +14,7 @@ from alignment.errors import LabelError
 from labeling_ui.assignment import expire_leases, lock_participation
 from labeling_ui.cards import SKIP_REASONS, Receipt
 from labeling_ui.judgement import Effort, Judgement, RoundSettings, check_judgement
-from labeling_ui.rounds import find_round, move_counts
+from labeling_ui.rounds import find_round, is_complete, move_counts
 from labeling_ui.schema import (
     acceptance,
     annotation,
@@ -41,9 +41,9 @@ def submit(
 ) -> Receipt:
     """Stores a ranking once, however often it is sent. See `LabelStore.submit`."""
     row, round_row = _locked_assignment(connection, assignment_id, name)
-    receipt = _stored(connection, row, submission_id, judgement)
-    if receipt is not None:
-        return receipt
+    counted = _stored(connection, row, submission_id, judgement)
+    if counted is not None:
+        return _receipt(connection, row, submission_id, counted=counted)
     settings = RoundSettings.from_json(round_row.settings)
     check_judgement(judgement, len(row.display_order), settings)
     if row.state in _FINISHED:
@@ -73,7 +73,18 @@ def submit(
         .where(assignment.c.id == assignment_id)
         .values(current_annotation=submission_id, **finished)
     )
-    return Receipt(submission_id=submission_id, assignment_id=assignment_id, counted=counted)
+    return _receipt(connection, row, submission_id, counted=counted)
+
+
+def _receipt(
+    connection: Connection, row: Row[Any], submission_id: str, *, counted: bool
+) -> Receipt:
+    return Receipt(
+        submission_id=submission_id,
+        assignment_id=row.id,
+        counted=counted,
+        round_complete=is_complete(connection, row.round_id),
+    )
 
 
 def _locked_assignment(
@@ -101,7 +112,8 @@ def _locked_assignment(
 
 def _stored(
     connection: Connection, row: Row[Any], submission_id: str, judgement: Judgement
-) -> Receipt | None:
+) -> bool | None:
+    """Whether this very ranking, sent before, counted; None if it is new."""
     stored = connection.execute(
         select(annotation).where(annotation.c.id == submission_id)
     ).one_or_none()
@@ -112,9 +124,8 @@ def _stored(
             f"submission {submission_id!r} was already used for another ranking "
             f"(tiers {stored.tiers}); send this one with a new submission id"
         )
-    return Receipt(
-        submission_id=submission_id, assignment_id=row.id, counted=row.state != "surplus"
-    )
+    counted: bool = row.state != "surplus"
+    return counted
 
 
 def _check_revisable(round_row: Row[Any], revise: bool) -> None:

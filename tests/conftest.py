@@ -14,20 +14,24 @@ torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may not run apart goes into one group, the longest groups first.
 
-    With `--dist loadgroup` a group stays in one process: the tests of `cluster/` share a Ray, all
-    other tests that start engines share servers and a browser, and a module shares its fixtures.
+    With `--dist loadgroup` a group stays in one process: the tests of `cluster/` share a Ray, other
+    tests that start engines share servers and a browser, and a module shares its fixtures. Long
+    modules that share nothing go to whichever process is free first.
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: _LONGEST_FIRST.get(_group(item), len(_LONGEST_FIRST)))
 
 
-_LONGEST_FIRST = {"ray": 0, "services": 1}
+_APART = ("test_chaos", "test_hosts_in_namespaces", "test_job_on_hosts", "test_server_kills")
+_LONGEST_FIRST = {name: place for place, name in enumerate(("ray", "services", *_APART))}
 
 
 def _group(item: pytest.Item) -> str:
     if item.get_closest_marker("engines") is None:
         return str(item.path)
+    if item.path.stem in _APART:
+        return item.path.stem
     return "ray" if item.path.parent.name == "cluster" else "services"
 
 

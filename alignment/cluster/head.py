@@ -6,6 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+NO_IDLE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
+"""Ray would start a worker a CPU in advance; a role has an environment of its own, so none fits."""
+
 
 def head_command(
     *, port: int, dashboard_port: int, temp_folder: Path, object_store_gib: float
@@ -37,6 +40,7 @@ def head_environment(token_file: Path) -> Mapping[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **NO_IDLE_WORKERS,
     }
 
 

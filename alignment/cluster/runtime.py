@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from alignment.cluster.connection import connected_to
+from alignment.cluster.head import NO_IDLE_WORKERS
 from alignment.cluster.leftovers import PREFIX, claim, remove_abandoned
 from alignment.cluster.process_identity import kill, processes_naming
 from alignment.config import ClusterConfig
@@ -123,6 +124,7 @@ def _private_environment() -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": _token_of_this_process(),
+        **NO_IDLE_WORKERS,
         "PYTHONDONTWRITEBYTECODE": "",  # recompiling every module costs each actor 7 s
     }
 

@@ -50,6 +50,12 @@ def test_loading_a_model_leaves_no_progress_bar_in_the_log(
         assert "Loading weights" not in log_tail(cluster.logs, facts["pid"])
 
 
+def test_ray_starts_no_worker_that_no_role_is(cluster: Cluster, ppo_roles: PPORoles) -> None:
+    roles_and_placement = list(cluster.logs.glob("worker-*.out"))
+    assert roles_and_placement
+    assert [log.name for log in roles_and_placement if "-ffffffff-" in log.name] == []
+
+
 def test_vllm_and_trainer_agree_after_a_real_update(ppo_roles: PPORoles) -> None:
     """Tied head, float32, prompts longer than a cache block of 128 tokens, three updates."""
     policy, generator = ppo_roles.policy, ppo_roles.generator

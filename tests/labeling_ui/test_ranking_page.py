@@ -1,5 +1,7 @@
 """The ranking page in a real browser: ranked by keyboard and by pointer, killed and restarted."""
 
+import re
+
 from browser_for_tests import (
     needs_a_browser,
     rank_by_keys,
@@ -107,6 +109,28 @@ def test_a_killed_server_loses_nothing(store, store_path, visit):
     (ranking,) = store.rankings(round_id)
     tier_of = {text: tier for tier, text in enumerate(shown)}
     assert ranking.tiers == tuple(tier_of[f"text 0.{k}"] for k in range(3))
+
+
+def test_a_server_that_ends_with_its_round_has_said_goodbye(store, server, visit):
+    """A run ends its page as soon as the last ranking is there, before the page asks again."""
+    store.publish_round(make_candidates(1), rankings_per_prompt=1)
+    page = visit(server.url)
+    sign_in(page, "Ada")
+    wait_for_card(page, "1 of 1")
+
+    def end_the_server(route):
+        if "rank_next" in (route.request.post_data or ""):
+            server.process.kill()
+            server.process.wait()
+        route.continue_()
+
+    page.route(re.compile("component_server"), end_the_server)
+    for rank in "123":
+        page.keyboard.press(rank)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="All done, thank you").wait_for()
+    assert "You ranked 1." in page.locator(".notice").inner_text()
+    assert server.process.poll() is not None
 
 
 def test_work_on_a_card_of_a_round_frozen_meanwhile_is_kept_aside(store, server, visit):

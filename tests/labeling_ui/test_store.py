@@ -30,6 +30,7 @@ def test_one_ranking_goes_all_the_way(store, candidates):
         tiers=[wanted[r.text] for r in card.responses],
     )
     assert receipt.counted
+    assert not receipt.round_complete
     (ranking,) = store.rankings(status.round_id)
     assert ranking.prompt_id == "p0"
     assert ranking.response_ids == ("p0-r0", "p0-r1", "p0-r2")

@@ -18,7 +18,10 @@ async function submit() {
     revise: Boolean(mine.revising),
   });
   mine.busy = false;
-  if (answer.ok) return finish(mine, answer.data.counted);
+  if (answer.ok) {
+    roundComplete = answer.data.round_complete;
+    return finish(mine, answer.data.counted);
+  }
   if (answer.code === "signed_out") return signIn();
   if (answer.code === "unavailable") {
     setState("problem", t("Not saved. {message} Trying again…", { message: answer.message }));
@@ -83,6 +86,7 @@ async function next(words = "") {
   const answer = await call("rank_next", {});
   if (!answer.ok) {
     if (answer.code === "signed_out") return signIn();
+    if (roundComplete) return showFinished(counts.done, words);
     const told = t("{message} Trying again…", { message: answer.message });
     showNotice(t("The next prompt did not come"), told);
     return later();
@@ -95,10 +99,9 @@ async function next(words = "") {
     return prefetch();
   }
   if (state === "guidelines") return showGuidelines(answer.data);
+  if (state === "finished") return showFinished(done, words);
   const thanks = done ? t("You ranked {n}.", { n: done }) : "";
-  if (state === "finished") {
-    showNotice(t("All done, thank you"), `${t("This round is complete.")} ${thanks}`, words);
-  } else if (state === "no_round") {
+  if (state === "no_round") {
     showNotice(t("Nothing to rank yet"), t("No round is open. This page looks again by itself."));
   } else if (state === "paused") {
     const told = t("It goes on when the lead opens it again. This page looks again by itself.");
@@ -108,7 +111,12 @@ async function next(words = "") {
     const told = t("{have} of {want} rankings are in; the rest is with other people.", { have, want });
     showNotice(t("Nothing left for you right now, thank you"), `${told} ${thanks}`);
   }
-  if (state !== "finished") later();
+  later();
+}
+
+function showFinished(done, words) {
+  const thanks = done ? t("You ranked {n}.", { n: done }) : "";
+  showNotice(t("All done, thank you"), `${t("This round is complete.")} ${thanks}`, words);
 }
 
 function later() {

@@ -16,6 +16,7 @@ const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
 let view = null; // the card on screen, with all that was said about it
 let ahead = null; // the payload of the card after it
 let aside = null; // the card to go back to after an edit
+let roundComplete = false; // then a command that served this page for its round may end it
 let counts = { labeler: "", done: 0, left: 0 };
 let lastFinished = null; // assignment that Undo opens again
 
