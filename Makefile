@@ -12,6 +12,8 @@ export UV_FIND_LINKS := $(FIND_LINKS)
 TORCH_SOURCE := $(if $(FIND_LINKS),,--torch-backend cpu)
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode
 PYTEST := $(BIN)/python -m pytest
+# In the order of tests/conftest.py, longest group first, not most tests first.
+LONGEST_FIRST := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help install quickstart quickstart-people learn hh test test-fast test-slow check format ci clean chaos bench bench-exact bench-gpu bench-labeling bench-limits bench-ppo bench-store
 
@@ -40,13 +42,13 @@ learn: install ## three seeds of the learning run, the quickstart with a larger 
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
 test: install ## every test except the long ones, within 15 minutes
-	@$(PYTEST) -m "not slow" -n 2 --dist loadgroup --durations=20
+	@$(PYTEST) -m "not slow" $(LONGEST_FIRST) --durations=20
 
 test-fast: install ## the tests that start no engine, within a minute
 	@$(PYTEST) -m "not engines and not slow" -n 2 --dist loadgroup -q
 
 test-slow: install ## the long tests
-	@$(PYTEST) -m slow -n 2 --dist loadgroup --durations=15
+	@$(PYTEST) -m slow $(LONGEST_FIRST) --durations=15
 
 check: install ## format, lint and types, without changing anything
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/mypy
