@@ -41,7 +41,7 @@ quickstart-people: install ## the same on 6 prompts that you rank yourself in th
 learn: install ## three seeds of the learning run, the quickstart with a larger evaluation
 	@for seed in 0 1 2; do $(RUN) run learn --set run.name=learn-$$seed --set run.seed=$$seed || exit 1; done
 
-test: install ## every test except the long ones, within 15 minutes
+test: install ## every test except the long ones, 20 minutes or so on two cores
 	@$(PYTEST) -m "not slow" $(LONGEST_FIRST) --durations=20
 
 test-fast: install ## the tests that start no engine, within a minute

@@ -27,7 +27,7 @@ from benchmarks.gpu.measure import compare_ways, measure_model, product_rate, pr
 from benchmarks.gpu.models import SIZES
 from benchmarks.operations import weighted_rate
 
-LARGE = ["qwen2.5-0.5b", "qwen2.5-1.5b"]
+USUAL_MODELS = ["qwen2.5-0.5b", "qwen2.5-1.5b"]
 PPO_PHASES = ("logprobs", "logprobs", "score", "values", "update_policy", "update_critic")
 """The training side of a step; policy and reference both say log-probabilities."""
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--engine", default="auto", choices=["auto", "deepspeed", "torch"])
     parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=LARGE)
+    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=USUAL_MODELS)
     parser.add_argument("--budget-s", type=float, default=200.0, help="start no model after this")
     parser.add_argument("--profile", action="store_true", help="where the first model's time goes")
     parser.add_argument("--out", type=Path)

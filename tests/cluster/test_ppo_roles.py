@@ -51,9 +51,9 @@ def test_loading_a_model_leaves_no_progress_bar_in_the_log(
 
 
 def test_ray_starts_no_worker_that_no_role_is(cluster: Cluster, ppo_roles: PPORoles) -> None:
-    roles_and_placement = list(cluster.logs.glob("worker-*.out"))
-    assert roles_and_placement
-    assert [log.name for log in roles_and_placement if "-ffffffff-" in log.name] == []
+    logs = list(cluster.logs.glob("worker-*.out"))
+    assert logs
+    assert [log.name for log in logs if "-ffffffff-" in log.name] == []
 
 
 def test_vllm_and_trainer_agree_after_a_real_update(ppo_roles: PPORoles) -> None:

@@ -94,6 +94,7 @@ async function next(words = "") {
   const { card, labeler, state, done } = answer.data;
   counts = { ...counts, labeler };
   if (card) {
+    roundComplete = false; // it may be a card of the next round
     showCard(answer.data);
     if (words && !view.sent) setState("saved", words);
     return prefetch();
