@@ -1,7 +1,8 @@
 """A plan against what a finished run recorded: memory of each role, shares of a step's phases."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from alignment.config import PipelineConfig
 from alignment.errors import StoreError
+from alignment.metrics import MEMORY_OF
 from alignment.planning.known_shapes import shape_of_source
 from alignment.planning.machines import GIB, Machines
 from alignment.planning.memory import RoleMemory
@@ -19,7 +21,7 @@ from alignment.planning.plan import plan_stage
 from alignment.planning.step_time import phase_seconds, step_seconds
 from flows.metrics_log import read_metrics
 from flows.plan_request import lengths_of, seen_lengths, stage_requests, step_work
-from flows.summary import read_summary
+from flows.summary import Summary, read_summary
 
 MEMORY_TOLERANCE = 0.15
 SHARE_TOLERANCE = 0.25
@@ -72,8 +74,9 @@ class PlanCheck:
 def compare_with_run(config: PipelineConfig, machines: Machines, folder: Path) -> PlanCheck:
     """Predict what the run in `folder` did, and compare.
 
-    Lengths are those the run saw, not the settings' limits. A role's peak is that of all stages
-    it took part in, as the run's memory record has it.
+    Lengths are those the run saw, not the settings' limits: for time the median step's, for memory
+    those of the step with the longest responses on average. A role's peak is that of all stages it
+    took part in, but for stages that the run took from the store.
 
     Raises:
         StoreError: the run is not finished, or has no PPO metrics.
@@ -82,20 +85,26 @@ def compare_with_run(config: PipelineConfig, machines: Machines, folder: Path) -
     steps = read_metrics(folder / "metrics" / "ppo.jsonl")
     if not steps:
         raise StoreError(f"run {folder.name} has no metrics of PPO steps to compare with")
-    response = median(step["ppo/response_tokens_mean"] for step in steps)
-    lengths = lengths_of(config, response=response)
+    responses = [step["ppo/response_tokens_mean"] for step in steps]
+    lengths = lengths_of(config, response=median(responses))
+    # Rows are packed: what a batch holds is its tokens, not rows as long as the longest.
+    held = replace(seen_lengths(config, lengths), longest_response=ceil(max(responses)))
     shape = shape_of_source(config.model.source)
     if shape is None:
         raise StoreError(f"the shape of `model.source` {config.model.source!r} is not known")
-    requests = stage_requests(config, shape, seen_lengths(config, lengths))
-    stages = [plan_stage(request, config.cluster, machines) for request in requests]
+    requests, summary = stage_requests(config, shape, held), read_summary(folder)
+    stages = [
+        plan_stage(request, config.cluster, machines)
+        for request in requests
+        if request.stage == "ppo" or request.stage not in summary.reused
+    ]
     memories = [fit.memory for stage in stages for fit in stage.roles]
     ppo = requests[-1]
     work = step_work(config, lengths)
     predicted = phase_seconds(ppo.specs, ppo.shapes, work, machines, threads=config.cluster.threads)
     return PlanCheck(
         run=folder.name,
-        memory=tuple(_memory(memories, read_summary(folder).memory.peak_pss_gib)),
+        memory=tuple(_memory(memories, _peaks(summary, steps))),
         shares=tuple(_shares(predicted, steps)),
         step=Comparison(
             name="PPO step",
@@ -126,6 +135,20 @@ def print_check(console: Console, check: PlanCheck) -> None:
                 f"{c.tolerance:.0%}",
             )
     console.print(table)
+
+
+def _peaks(summary: Summary, steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """GiB at the highest, by role and rank, until the last PPO step.
+
+    The summary knows the last command only, with the evaluation, which is not planned; it serves
+    runs whose steps do not tell memory.
+    """
+    peaks: dict[str, float] = {}
+    for name, gib in ((name, gib) for step in steps for name, gib in step.items()):
+        if name.startswith(MEMORY_OF):
+            role = name.removeprefix(MEMORY_OF)
+            peaks[role] = max(gib, peaks.get(role, 0.0))
+    return peaks or dict(summary.memory.peak_pss_gib)
 
 
 def _memory(memories: Sequence[RoleMemory], peaks: Mapping[str, float]) -> list[Comparison]:

@@ -74,32 +74,32 @@ class Speed:
     """Per rank, for ZeRO's gathers and reductions."""
     call_s: float
     """Fixed cost of one call of a role."""
-    padding: float
-    """Padded tokens over valid ones after token-budget batching."""
 
 
-CPU_CORE_FLOPS = 50e9
-"""Measured: float32 matrix products of training shapes, each of 2 cores of the shared machine of
-docs/results.md (100 Gflop/s together)."""
+CPU_CORE_FLOPS = 100e9
+"""Measured: float32 matrix products of training shapes, each of 2 virtual cores of an Intel Xeon
+with AMX (180 to 225 Gflop/s together, 2026-11-30). Those of an AMD EPYC with AVX2, beside other
+work, reached 53 to 63 together."""
 CPU_BFLOAT16_FACTOR = 1.0
-"""The reference machine has no bf16 instructions; with AVX512-BF16 expect about 2.7."""
+"""Deliberately none: on that Xeon bf16 steps took 0.6 to 0.85 of the time of float32, and without
+bf16 instructions they take longer."""
 CPU_MEMORY_BANDWIDTH = 20e9
 """Estimate, bytes a second of the whole machine."""
 
 CPU_SPEED = Speed(
-    # Fitted to the quickstart's PPO steps on the reference machine, 2026-11-24, beside other work:
-    # median step 44.7 s, shares of its phases in tests/planning/test_step_time.py.
-    train_share=0.67,
-    forward_share=0.90,
+    # Fitted to the quickstart's PPO steps on that Xeon, 2026-11-30, with nothing beside: median
+    # step 25.0 s, shares of its phases in tests/planning/test_step_time.py. Decoding also to
+    # rollouts of 32 sequences of 64 tokens.
+    train_share=0.66,
+    forward_share=0.75,
     prefill_share=0.80,
-    decode_share=0.55,
+    decode_share=0.40,
     memory_share=0.50,
-    decode_step_s=0.015,
-    sync_bytes_per_s=0.55e9,
+    decode_step_s=0.040,
+    sync_bytes_per_s=0.65e9,
     sync_s=0.1,
     collective_bytes_per_s=1e9,
     call_s=0.1,
-    padding=1.2,
 )
 
 GPU_SPEED = Speed(
@@ -115,5 +115,4 @@ GPU_SPEED = Speed(
     sync_s=2.5,
     collective_bytes_per_s=100e9,
     call_s=0.05,
-    padding=1.0,
 )

@@ -179,9 +179,11 @@ def _trainable(
         one_layer += packing_activations(shape, tokens, training.precision, row_tokens=longest)
     kept = shape.layers * (4 * shape.hidden * tokens)
     activations = kept + one_layer if training.gradient_checkpointing else shape.layers * one_layer
-    # the dense gradients of embedding and head
-    matrices = (2 if spec.kind == "language" else 1) if training.lora is None else 0
-    temporary = 4 * matrices * shape.vocabulary_matrix
+    # The dense gradients of embedding and head. Without a head that of the embedding is the
+    # gradient itself, unless there is one already from an earlier microbatch.
+    is_cut = -(-batch.rows // ranks) * batch.row_tokens > training.tokens_per_microbatch
+    matrices = 2 if spec.kind == "language" else int(is_cut)
+    temporary = 0 if training.lora else 4 * matrices * shape.vocabulary_matrix
     if spec.kind == "language":
         activations += vocabulary_logits(shape, batch, tokens, trained=True, on_gpu=on_gpu)
     adapters = updated if training.lora else 0

@@ -195,7 +195,7 @@ def forward_seconds(
     spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepWork, on: Processors
 ) -> float:
     """Scoring all sequences once."""
-    operations = _pass_flops(spec, shape, work, on.speed)
+    operations = _pass_flops(spec, shape, work)
     seconds = operations / (on.flops * on.speed.forward_share) + on.speed.call_s
     if isinstance(spec, TrainableSpec) and spec.training.zero_stage == 3:
         passes = _microbatches(spec, work, on, sequences=work.sequences)
@@ -209,7 +209,7 @@ def update_seconds(spec: TrainableSpec, shape: ModelShape, work: StepWork, on: P
     # LoRA needs no gradients of the base's weights, one of the three.
     passes = (4.0 if training.gradient_checkpointing else 3.0) - (training.lora is not None)
     updated = adapter_parameters(spec, shape) or numbers
-    operations = passes * work.epochs * _pass_flops(spec, shape, work, on.speed)
+    operations = passes * work.epochs * _pass_flops(spec, shape, work)
     seconds = operations / (on.flops * on.speed.train_share)
     per_minibatch = _microbatches(spec, work, on, sequences=work.sequences_per_minibatch)
     # In units of all weights sent once: gather forward and backward, reduce (Rajbhandari 2020,
@@ -255,20 +255,18 @@ def sync_seconds(shape: ModelShape, speed: Speed) -> float:
     return 4.0 * shape.parameters / speed.sync_bytes_per_s + speed.sync_s
 
 
-def _pass_flops(
-    spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepWork, speed: Speed
-) -> float:
+def _pass_flops(spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepWork) -> float:
     responses = work.sequences * work.response_tokens
     return forward_flops(
         shape,
-        tokens=work.sequences * work.row_tokens * speed.padding,
+        tokens=work.sequences * work.row_tokens,
         row_tokens=work.row_tokens,
         projected_tokens=responses if spec.kind == "language" else 0.0,
     )
 
 
 def _microbatches(spec: TrainableSpec, work: StepWork, on: Processors, *, sequences: int) -> int:
-    tokens = sequences * work.row_tokens * on.speed.padding / on.ranks
+    tokens = sequences * work.row_tokens / on.ranks
     return max(1, math.ceil(tokens / spec.training.tokens_per_microbatch))
 
 

@@ -187,7 +187,8 @@ def test_against_a_run_that_recorded_memory_and_phases(tmp_path, capsys):
         step = {"step": 1, "ppo/response_tokens_mean": 24.0, "time/step_s": 40.0}
         step |= {"time/generate_s": 7.0, "time/update_policy_s": 70.0}
         (folder / "metrics").mkdir(exist_ok=True)
-        (folder / "metrics" / "ppo.jsonl").write_text(json.dumps(step | {"wall_s": 40.0}) + "\n")
+        metrics = folder / "metrics" / "ppo.jsonl"
+        metrics.write_text(json.dumps(step | {"wall_s": 40.0}) + "\n")
     runs = ["--set", f"run.runs={tmp_path / 'runs'}", "--against", "one"]
     assert main(["plan", "quickstart", *runs, "--json"]) == 0
     check = json.loads(capsys.readouterr().out)
@@ -201,4 +202,16 @@ def test_against_a_run_that_recorded_memory_and_phases(tmp_path, capsys):
     assert sum(c["predicted"] for c in shares.values()) == pytest.approx(1.0)
     assert main(["plan", "quickstart", *runs]) == 0
     assert "GiB above idle" in capsys.readouterr().out
+    longer = step | {"step": 2, "ppo/response_tokens_mean": 48.0, "wall_s": 80.0}
+    longer |= {"memory/gib_of_policy-0": 6.0, "memory/gib_of_reward_model-0": 1.0}
+    metrics.write_text(metrics.read_text() + json.dumps(longer) + "\n")
+    assert main(["plan", "quickstart", *runs, "--json"]) == 0
+    after = {c["name"]: c for c in json.loads(capsys.readouterr().out)["memory_above_idle_gib"]}
+    assert after["policy-0"]["predicted"] > by_name["policy-0"]["predicted"]
+    assert after["policy-0"]["measured"] - by_name["policy-0"]["measured"] == pytest.approx(1.0)
+    reused = make_summary().model_copy(update={"memory": memory, "reused": ("reward_model",)})
+    write_summary(folder, reused)  # what is left of the reward model only scores
+    assert main(["plan", "quickstart", *runs, "--json"]) == 0
+    scoring = {c["name"]: c for c in json.loads(capsys.readouterr().out)["memory_above_idle_gib"]}
+    assert scoring["reward_model-0"]["predicted"] < after["reward_model-0"]["predicted"]
     assert main(["plan", "quickstart", "--against", "none", *runs[:2]]) == 1

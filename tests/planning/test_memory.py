@@ -91,6 +91,16 @@ def test_activations_by_hand():
     assert value.weights == 4 * (134_515_008 + 576 + 1)
 
 
+def test_a_value_model_needs_a_second_embedding_gradient_only_in_later_microbatches():
+    """4 rows of 128 tokens, in one microbatch of 512 or in two; a language model has two anyway."""
+    batch = BatchSizes(rows=4, prompt_tokens=64, response_tokens=64)
+    dense = 4 * 32000 * 4096
+    for budget, matrices in ((512, 0), (511, 1)):
+        how = {"gpus": 1, "tokens_per_microbatch": budget}
+        assert memory(trained("critic", "value", **how), batch=batch).buffers == matrices * dense
+        assert memory(trained(**how), batch=batch).buffers == 2 * dense
+
+
 def test_the_vocabulary_is_projected_in_chunks():
     """Up to three chunks of 512 are kept, and one gradient; of more, one of each at a time."""
     batch = BatchSizes(rows=64, prompt_tokens=1, response_tokens=127)
