@@ -236,6 +236,22 @@ def _explain(url: URL, error: Exception) -> str:
     return f"label database {shown(url)} cannot be used: {cause}. {needed}"
 
 
+def is_deadlock(error: BaseException | None) -> bool:
+    """Whether PostgreSQL ended this transaction because it and others waited for each other.
+
+    Nothing of it was kept, so it may be tried again. SQLite lets one writer in at a time.
+    """
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return False
+    return any(
+        isinstance(told, dict) and told.get("C") == _DEADLOCK_DETECTED for told in error.orig.args
+    )
+
+
+_DEADLOCK_DETECTED = "40P01"
+"""PostgreSQL's error code (its manual, appendix A)."""
+
+
 def explain_database_error(engine: Engine, error: Exception) -> StoreError:
     """The error for a statement that the database itself refused: full disk, read-only, locked."""
     return StoreError(_explain(engine.url, error))

@@ -156,7 +156,11 @@ def shared_memory_of(pids: set[int]) -> set[Path]:
     """Files in shared memory that the processes use and that have a name."""
     found = set()
     for pid in pids:
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):  # one of Ray's own that was done
+            continue
+        for line in maps.splitlines():
             path = line.partition("/dev/shm/")[2]
             if path and not path.endswith("(deleted)"):
                 found.add(Path("/dev/shm") / path)

@@ -6,13 +6,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rounds_for_tests import make_candidates
+from sqlalchemy import select, text
 
 from alignment.errors import LabelError, StoreError
+from labeling_ui.schema import task
 from labeling_ui.store import LabelStore
 
 WORKER = """
@@ -114,6 +117,39 @@ RECOUNT = """
     OR leased != (SELECT count(*) FROM assignment a
                   WHERE a.task_id = task.id AND a.state = 'leased')
 """
+
+
+def test_a_claim_that_the_database_ended_for_a_deadlock_is_made_again(new_postgresql, clock):
+    """Bob gives an overdue card back and waits for the one task left to him, whose holder then asks
+    for the overdue one: PostgreSQL ends Bob's transaction, the first to have waited a second.
+    """
+    with LabelStore.open(new_postgresql(), clock=clock) as store:
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=2).round_id
+        first = store.claim(round_id, "bob")
+        store.submit(first.assignment_id, "bob", submission_id="bobs-first", tiers=range(3))
+        assert store.claim(round_id, "eve", lease_s=20).task_id == first.task_id
+        clock.now += 21
+        left = select(task.c.id).where(task.c.round_id == round_id, task.c.id != first.task_id)
+        with ThreadPoolExecutor() as pool, store.write() as holder:
+            holder.execute(left.with_for_update())
+            ended_before = _deadlocks(store)
+            claimed = pool.submit(store.claim, round_id, "bob")
+            time.sleep(0.3)  # until he waits; a second later PostgreSQL looks for deadlocks
+            holder.execute(select(task.c.id).where(task.c.id == first.task_id).with_for_update())
+            holder.rollback()
+            card = claimed.result(timeout=60)
+            assert card.task_id != first.task_id
+        assert _deadlocks(store) == ended_before + 1
+
+
+def _deadlocks(store):
+    """How many PostgreSQL has ended in this database."""
+    query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    for _ in range(20):  # its counters lag behind by up to a second
+        time.sleep(0.1)
+        with store.write() as connection:
+            counted = connection.scalar(query)
+    return counted
 
 
 @pytest.mark.engines
