@@ -81,8 +81,8 @@ CPU_CORE_FLOPS = 100e9
 with AMX (180 to 225 Gflop/s together, 2026-11-30). Those of an AMD EPYC with AVX2, beside other
 work, reached 53 to 63 together."""
 CPU_BFLOAT16_FACTOR = 1.0
-"""Deliberately none: on that Xeon bf16 steps took 0.6 to 0.85 of the time of float32, and without
-bf16 instructions they take longer."""
+"""Deliberately none: on that Xeon bf16 steps took 0.6 to 0.85 of the time of float32, and what they
+take without bf16 instructions was not measured."""
 CPU_MEMORY_BANDWIDTH = 20e9
 """Estimate, bytes a second of the whole machine."""
 

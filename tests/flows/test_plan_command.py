@@ -173,45 +173,87 @@ def test_an_unknown_model_asks_for_a_shape(capsys):
     assert "name its shape with --model-shape: tiny, smollm2-135m" in capsys.readouterr().err
 
 
-def test_against_a_run_that_recorded_memory_and_phases(tmp_path, capsys):
-    """Measured figures are the plan's own but for one role and one phase."""
-    config = PipelineConfig(
-        run=RunConfig(name="one", store=tmp_path / "store", runs=tmp_path / "runs")
-    )
-    with open_run(config, RunOptions()) as record:
-        folder = record.folder
+STEP = {
+    "step": 1,
+    "wall_s": 40.0,
+    "ppo/response_tokens_mean": 24.0,
+    "time/step_s": 40.0,
+    "time/generate_s": 7.0,
+    "time/update_policy_s": 70.0,
+}
+
+
+class MeasuredRun:
+    """The finished run `one`, whose record a test writes, and the plan against it."""
+
+    def __init__(self, root, capsys):
+        self._capsys = capsys
+        run = RunConfig(name="one", store=root / "store", runs=root / "runs")
+        with open_run(PipelineConfig(run=run), RunOptions()) as record:
+            self._folder = record.folder
+        self.runs = ["--set", f"run.runs={root / 'runs'}"]
+        self.record(STEP)
+
+    def record(self, *steps, **facts):
         memory = make_summary().memory.model_copy(
             update={"peak_pss_gib": {"policy-0": 5.0, "reference-0": 100.0}}
         )
-        write_summary(folder, make_summary().model_copy(update={"memory": memory}))
-        step = {"step": 1, "ppo/response_tokens_mean": 24.0, "time/step_s": 40.0}
-        step |= {"time/generate_s": 7.0, "time/update_policy_s": 70.0}
-        (folder / "metrics").mkdir(exist_ok=True)
-        metrics = folder / "metrics" / "ppo.jsonl"
-        metrics.write_text(json.dumps(step | {"wall_s": 40.0}) + "\n")
-    runs = ["--set", f"run.runs={tmp_path / 'runs'}", "--against", "one"]
-    assert main(["plan", "quickstart", *runs, "--json"]) == 0
-    check = json.loads(capsys.readouterr().out)
+        write_summary(self._folder, make_summary().model_copy(update={"memory": memory, **facts}))
+        (self._folder / "metrics").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(step) + "\n" for step in steps)
+        (self._folder / "metrics" / "ppo.jsonl").write_text(lines)
+
+    def check(self):
+        """The comparison, and its figures of memory by role."""
+        assert main(["plan", "quickstart", *self.runs, "--against", "one", "--json"]) == 0
+        check = json.loads(self._capsys.readouterr().out)
+        return check, {c["name"]: c for c in check["memory_above_idle_gib"]}
+
+
+@pytest.fixture
+def measured_run(tmp_path, capsys):
+    return MeasuredRun(tmp_path, capsys)
+
+
+def test_against_a_run_that_recorded_memory_and_phases(measured_run, capsys):
+    """Its steps tell no memory, so what the summary has counts."""
+    check, memory = measured_run.check()
     assert set(check) == {"run", "memory_above_idle_gib", "phase_shares", "step_s"}
-    by_name = {c["name"]: c for c in check["memory_above_idle_gib"]}
-    assert set(by_name) == {"policy-0", "reference-0"}
-    assert not by_name["reference-0"]["within"]
+    assert set(memory) == {"policy-0", "reference-0"}
+    assert not memory["reference-0"]["within"]
     shares = {c["name"]: c for c in check["phase_shares"]}
     assert set(shares) == {"generate", "update_policy"}
     assert shares["update_policy"]["measured"] == pytest.approx(10 / 11)
     assert sum(c["predicted"] for c in shares.values()) == pytest.approx(1.0)
-    assert main(["plan", "quickstart", *runs]) == 0
+    assert main(["plan", "quickstart", *measured_run.runs, "--against", "one"]) == 0
     assert "GiB above idle" in capsys.readouterr().out
-    longer = step | {"step": 2, "ppo/response_tokens_mean": 48.0, "wall_s": 80.0}
-    longer |= {"memory/gib_of_policy-0": 6.0, "memory/gib_of_reward_model-0": 1.0}
-    metrics.write_text(metrics.read_text() + json.dumps(longer) + "\n")
-    assert main(["plan", "quickstart", *runs, "--json"]) == 0
-    after = {c["name"]: c for c in json.loads(capsys.readouterr().out)["memory_above_idle_gib"]}
-    assert after["policy-0"]["predicted"] > by_name["policy-0"]["predicted"]
-    assert after["policy-0"]["measured"] - by_name["policy-0"]["measured"] == pytest.approx(1.0)
-    reused = make_summary().model_copy(update={"memory": memory, "reused": ("reward_model",)})
-    write_summary(folder, reused)  # what is left of the reward model only scores
-    assert main(["plan", "quickstart", *runs, "--json"]) == 0
-    scoring = {c["name"]: c for c in json.loads(capsys.readouterr().out)["memory_above_idle_gib"]}
-    assert scoring["reward_model-0"]["predicted"] < after["reward_model-0"]["predicted"]
-    assert main(["plan", "quickstart", "--against", "none", *runs[:2]]) == 1
+    assert main(["plan", "quickstart", *measured_run.runs, "--against", "none"]) == 1
+
+
+def test_memory_is_planned_for_the_step_with_the_longest_responses(measured_run):
+    _, before = measured_run.check()
+    long = STEP | {"step": 3, "ppo/response_tokens_mean": 48.0}
+    measured_run.record(STEP, STEP | {"step": 2}, long)  # the median stays what it was
+    _, after = measured_run.check()
+    assert after["policy-0"]["predicted"] > before["policy-0"]["predicted"]
+
+
+def test_the_steps_memory_counts_before_the_summary(measured_run):
+    """The summary's is of the last command alone, and with the evaluation."""
+    _, before = measured_run.check()
+    high, low = ({"memory/gib_of_policy-0": gib} for gib in (6.0, 1.0))
+    measured_run.record(STEP | high, STEP | low | {"step": 2})  # resumed between them
+    _, after = measured_run.check()
+    assert set(after) == {"policy-0"}
+    assert after["policy-0"]["measured"] - before["policy-0"]["measured"] == pytest.approx(1.0)
+
+
+def test_a_stage_from_the_store_is_not_compared(measured_run):
+    """Where its training was reused, the reward model is one that only scores."""
+    step = STEP | {"memory/gib_of_reward_model-0": 1.0, "memory/gib_of_sft-0": 1.0}
+    measured_run.record(step)
+    _, trained = measured_run.check()
+    measured_run.record(step, reused=("sft", "reward_model"))
+    _, reused = measured_run.check()
+    assert (set(trained), set(reused)) == ({"sft-0", "reward_model-0"}, {"reward_model-0"})
+    assert reused["reward_model-0"]["predicted"] < trained["reward_model-0"]["predicted"] / 2
