@@ -154,7 +154,9 @@ class PPOConfig(TrainingConfig):
     missing_eos_rule: Literal["subtract", "replace"] = "subtract"
     """`subtract` the penalty from the score, or `replace` the score by minus the penalty."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """Whose log-probabilities the ratio starts from: recomputed, or those of the rollout engine."""
+    """Whose log-probabilities the ratio and the KL of rewards start from: the policy's, recomputed,
+    or the rollout engine's, which leaves out that pass; the gap between them is then what the first
+    minibatch of the update sees."""
     sampler_correction: SamplerCorrectionConfig | None = None
     sampler_gap_limit_nats: Positive | None = None
     """Alarm: the run stops before an update if mean |sampler - trainer| a token is beyond it."""
@@ -288,6 +290,17 @@ def _option_problems(config: PPOConfig) -> list[str]:
         problems.append(
             "`ppo.sampler_correction` corrects for `ppo.old_logprobs = "
             '"trainer"`; with "sampler" the ratio already starts from the sampler: remove one'
+        )
+    if (
+        config.old_logprobs == "sampler"
+        and config.sampler_gap_limit_nats is not None
+        and config.lora is not None
+        and config.lora.dropout > 0
+    ):
+        problems.append(
+            "`ppo.sampler_gap_limit_nats` would be held against dropout too: with "
+            '`ppo.old_logprobs = "sampler"` the gap is what the update sees. Remove it or '
+            "`ppo.lora.dropout`"
         )
     if config.ema_decay is not None and config.lora is not None:
         problems.append(

@@ -65,11 +65,14 @@ def value_pass(shape: ModelShape, sequences: Sequences) -> float:
 
 
 def ppo_phase_operations(
-    shape: ModelShape, sequences: Sequences, *, epochs: int
+    shape: ModelShape, sequences: Sequences, *, epochs: int, asks_policy: bool = True
 ) -> dict[str, float]:
-    """What each phase of our PPO step needs, all four models being of one shape."""
+    """What each phase of our PPO step needs, all four models being of one shape.
+
+    The policy is not asked for old log-probabilities where they are the sampler's.
+    """
     language, value = language_pass(shape, sequences), value_pass(shape, sequences)
-    return {
+    phases = {
         "generate": language,
         "score": value,
         "old_logprobs": language,
@@ -78,6 +81,9 @@ def ppo_phase_operations(
         "update_policy": WITH_BACKWARD * epochs * language,
         "update_critic": WITH_BACKWARD * epochs * value,
     }
+    if not asks_policy:
+        del phases["old_logprobs"]
+    return phases
 
 
 def trl_step_operations(shape: ModelShape, padded: Sequences, *, epochs: int) -> float:
@@ -94,11 +100,17 @@ def trl_step_operations(shape: ModelShape, padded: Sequences, *, epochs: int) ->
 
 
 def predicted_ratio(
-    shape: ModelShape, sequences: Sequences, *, epochs: int, trl_response_tokens: int | None = None
+    shape: ModelShape,
+    sequences: Sequences,
+    *,
+    epochs: int,
+    asks_policy: bool = True,
+    trl_response_tokens: int | None = None,
 ) -> float:
     """TRL's operations over ours: its time over ours if both compute equally fast."""
     padded = sequences.padded(response_tokens=trl_response_tokens)
-    ours = sum(ppo_phase_operations(shape, sequences, epochs=epochs).values())
+    phases = ppo_phase_operations(shape, sequences, epochs=epochs, asks_policy=asks_policy)
+    ours = sum(phases.values())
     return trl_step_operations(shape, padded, epochs=epochs) / ours
 
 

@@ -86,6 +86,7 @@ def step_work(config: PipelineConfig, lengths: Lengths) -> StepWork:
         sequences_per_minibatch=ppo.sequences_per_minibatch,
         epochs=ppo.epochs,
         updates_in_turn=ppo.update_kl_limit_nats is not None,
+        asks_policy=ppo.old_logprobs == "trainer",
     )
 
 

@@ -54,6 +54,7 @@ class GeneratorActor(ActorOfSomeHost):
         self._sampled_versions: set[int] = set()
         self._llm: Any = None
         self._is_updating = False
+        self._unproven: WeightProbe | None = None
 
     def start(self) -> None:
         """Load the model into vLLM."""
@@ -74,17 +75,26 @@ class GeneratorActor(ActorOfSomeHost):
     ) -> list[GeneratedResponse]:
         """One response a prompt, in order, each drawn with its own seed.
 
+        The first after a policy's weights came proves, with one more sequence among the prompts,
+        that they are those of the policy: alone it would cost as much as a tenth of the update.
+
         Raises:
             DataError: a prompt and its response would not fit the context.
-            ClusterError: an earlier weight update broke off.
+            ClusterError: an earlier weight update broke off, or the engine does not come to the
+                policy's log-probabilities; it refuses to generate from then on.
         """
         version = self._usable_version()
         self._require_room(prompts, sampling)
+        texts = [list(prompt.token_ids) for prompt in prompts]
+        parameters = [self._sampling_parameters(sampling, seed) for seed in seeds]
+        if self._unproven is not None:
+            texts.append(self._probe_tokens(self._unproven))
+            parameters.append(_probe_parameters())
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
-            [self._sampling_parameters(sampling, seed) for seed in seeds],
-            use_tqdm=False,
+            [{"prompt_token_ids": tokens} for tokens in texts], parameters, use_tqdm=False
         )
+        if self._unproven is not None:
+            self._prove(self._unproven, outputs.pop(), version)
         self._sampled_versions.add(version)
         return [_response(output.outputs[0], version) for output in outputs]
 
@@ -134,17 +144,14 @@ class GeneratorActor(ActorOfSomeHost):
         getattr(self._llm, operation)(*arguments)
 
     def adopt_weights(self, version: int, probe: WeightProbe | None) -> None:
-        """Put right what a weight update leaves stale, check the result, and use it.
+        """Put right what a weight update leaves stale, and use the result.
 
-        Raises:
-            ClusterError: the engine does not come to the policy's log-probabilities; it refuses
-                to generate from then on.
+        The next `generate` checks it against `probe`, where there is one.
         """
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
-        if probe is not None:
-            self._compare(probe, version)
+        self._unproven = probe
         self._version = version
 
     def describe(self) -> dict[str, Any]:
@@ -178,25 +185,24 @@ class GeneratorActor(ActorOfSomeHost):
         self._version = None
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
-    def _compare(self, probe: WeightProbe, version: int) -> None:
-        from vllm import SamplingParams
+    def _probe_tokens(self, probe: WeightProbe) -> list[int]:
+        return list(probe.token_ids[: self.spec.max_sequence_tokens - 1])
 
-        tokens = list(probe.token_ids[: self.spec.max_sequence_tokens - 1])
-        [output] = self._llm.generate(
-            {"prompt_token_ids": tokens},
-            SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
-            use_tqdm=False,
-        )
+    def _prove(self, probe: WeightProbe, output: Any, version: int) -> None:
+        """Raise ClusterError unless the engine said of `probe` what the policy says."""
+        tokens = self._probe_tokens(probe)
         pairs = zip(tokens[1:], output.prompt_logprobs[1:], probe.logprobs, strict=False)
         gaps = [abs(by_token[token].logprob - wanted) for token, by_token, wanted in pairs]
         mean_gap, accepted = sum(gaps) / len(gaps), ACCEPTED_GAP_NATS[self.spec.precision]
         if not mean_gap <= accepted:
+            self._version = None
             raise ClusterError(
                 f"{self.spec.name} rank {self.rank}: after loading weights of version {version}, "
                 f"log-probabilities differ from the policy's by {mean_gap:.3g} nats a token on "
                 f"average; accepted at {self.spec.precision}: {accepted:g}. The engine did not "
                 "take the weights over completely: do not train on its samples"
             )
+        self._unproven = None
 
     def _usable_version(self) -> int:
         if self._version is None:
@@ -229,6 +235,12 @@ class GeneratorActor(ActorOfSomeHost):
             ignore_eos=True,
             detokenize=False,
         )
+
+
+def _probe_parameters() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
 def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, Any]:

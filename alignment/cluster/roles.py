@@ -4,6 +4,7 @@ They satisfy the protocols of `alignment.training.roles`. Batches are shared amo
 ranks here, and the answers put together again in the batch's own row order.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -226,6 +227,7 @@ class RemoteGenerator(RemoteRole):
 
         Raises:
             DataError: no prompts, a seed too few or too many, or a prompt too long.
+            ClusterError: an engine has not taken the policy's last weights over completely.
         """
         return self.begin(prompts, sampling, seeds=seeds).wait()
 
@@ -249,9 +251,9 @@ class RemoteGenerator(RemoteRole):
 
         Raises:
             ModelError: a folder's weights are of another shape; nothing was changed.
-            ClusterError: the policy has changed since it was asked for its weights; weights were
-                missing, or an engine does not come to the policy's log-probabilities: it refuses
-                to generate from then on. See `Call.wait` for the others.
+            ClusterError: the policy has changed since it was asked for its weights, or weights
+                were missing. See `Call.wait` for the others. Whether an engine comes to the
+                policy's log-probabilities shows in the next `generate`.
         """
         if isinstance(weights, PolicyWeights):
             weights.require_current()
@@ -274,19 +276,19 @@ class RemoteGenerator(RemoteRole):
     def _copy(self, policy: ActorGroup, version: int) -> WeightProbe:
         """Take the weights from Ray's object store, where at most three buckets are at a time.
 
-        Engines load one bucket while the policy copies the next, or computes its probe.
+        Engines load one bucket while the policy copies the one after the next. It computes its
+        probe as soon as they have two to load.
         """
         buckets: int = policy.call("count_buckets")[0]
-        copying = policy.submit_to_all("copy_bucket", 0)
         loading = self.group.submit_to_all("begin_update")
-        for following in range(1, buckets + 1):
-            bucket = copying.wait(policy.deadline())[0]
-            if following < buckets:
-                copying = policy.submit_to_all("copy_bucket", following)
-            else:
-                probing = policy.submit_to_all("probe")
+        copying = deque(policy.submit_to_all("copy_bucket", n) for n in range(min(2, buckets)))
+        probing = policy.submit_to_all("probe")
+        for number in range(buckets):
+            bucket = copying.popleft().wait(policy.deadline())[0]
             _wait_for_engines(loading, policy)
             loading = self.group.submit_to_all("load_bucket", bucket)
+            if number + 2 < buckets:
+                copying.append(policy.submit_to_all("copy_bucket", number + 2))
         _wait_for_engines(loading, policy)
         self.group.call("finish_update", version)
         probe: WeightProbe = probing.wait(policy.deadline())[0]

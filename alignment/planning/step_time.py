@@ -31,6 +31,8 @@ class StepWork:
     epochs: int = 1
     updates_in_turn: bool = False
     """The critic waits for the policy, as `ppo.update_kl_limit_nats` has it."""
+    asks_policy: bool = True
+    """Old log-probabilities are the policy's own, as `ppo.old_logprobs` has it."""
 
     @property
     def row_tokens(self) -> float:
@@ -73,7 +75,8 @@ def phase_seconds(
             if any(isinstance(s, TrainableSpec) and s.kind == "language" for s in specs):
                 seconds["sync_weights"] = sync_seconds(shape, on.speed)
             continue
-        seconds[phases[0]] = forward_seconds(spec, shape, work, on)
+        if work.asks_policy or phases[0] != "old_logprobs":
+            seconds[phases[0]] = forward_seconds(spec, shape, work, on)
         if isinstance(spec, TrainableSpec):
             seconds[phases[1]] = update_seconds(spec, shape, work, on)
     return {name: seconds[name] for name in PHASES if name in seconds}

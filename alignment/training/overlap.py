@@ -3,8 +3,9 @@
 With weights of version t in the generator, rollout t + 1 is begun at once, so every rollout
 after the first comes from weights that are one update older than those it trains (one-step
 off-policy; Noukhovitch et al. 2024, arXiv 2410.18252). Rollouts say which version sampled them.
-Old log-probabilities are recomputed by the trainer as always, so ratios start at 1; what the
-sampler's age does to the expectation is what `ppo.sampler_correction` corrects.
+Old log-probabilities are recomputed by the trainer, so ratios start at 1, and what the sampler's
+age does to the expectation is what `ppo.sampler_correction` corrects; or the sampler's are taken
+(`ppo.old_logprobs`), and the ratio holds its age.
 
 Exactness: weights of version t are gone once a run is killed, so rollout t is in the journal
 before weights of version t are loaded, and with it before checkpoint t is written. A resumed run

@@ -80,7 +80,9 @@ def train_ppo(
         with clock.phase("sync_weights"):
             roles.generator.load_weights(roles.policy.weights(), version=step + 1)
 
-        metrics.record(step + 1, step_metrics(scored, experience, update, state, kl_nats, clock))
+        metrics.record(
+            step + 1, step_metrics(config, scored, experience, update, state, kl_nats, clock)
+        )
         coefficient = next_coefficient(config, coefficient, scored, kl_nats)
         state = LoopState(step + 1, coefficient, score_moments=moments)
         if state.step % config.checkpoint_every_steps == 0 or state.step == config.steps:

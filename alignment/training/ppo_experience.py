@@ -56,9 +56,6 @@ def build_experience(
     `ppo.normalise_scores` only.
     """
     mask = scored.response_mask
-    old_logprobs = (
-        scored.old_logprobs if config.old_logprobs == "trainer" else scored.sampling_logprobs
-    )
     paid = shaped_scores(scored, config, moments)
     rewards = kl_shaped_rewards(
         paid if config.score_position == "last_token" else torch.zeros_like(paid),
@@ -77,7 +74,7 @@ def build_experience(
         token_ids=scored.token_ids,
         attention_mask=scored.attention_mask,
         response_mask=mask,
-        old_logprobs=old_logprobs,
+        old_logprobs=scored.old_logprobs,
         reference_logprobs=scored.reference_logprobs,
         old_values=scored.old_values,
         advantages=advantages,

@@ -47,7 +47,7 @@ def policy_loss(
 ) -> LossSums:
     """Clipped surrogate of a microbatch, plus KL and minus entropy where they have a weight.
 
-    Metrics are sums over response tokens.
+    Metrics are sums over response tokens, of `log_ratio` its magnitude's.
     """
     mask = batch.response_mask
     per_token = ppo_policy_loss(
@@ -60,6 +60,7 @@ def policy_loss(
         dual_clip=dual_clip,
     )
     losses = per_token.losses
+    moved = (outputs.new_logprobs.detach() - batch.old_logprobs)[mask].abs()
     if kl_coefficient:
         losses = losses + kl_coefficient * kl_estimate(
             outputs.new_logprobs,
@@ -77,6 +78,8 @@ def policy_loss(
             "entropy": outputs.entropy[mask].sum(),
             "clipped": per_token.is_clipped.sum(),
             "approximate_kl": per_token.approximate_kl.sum(),
+            "log_ratio": moved.sum(),
+            "log_ratio_max": moved.max(),
             "ratio_deviation_max": (per_token.ratio[mask] - 1).abs().max(),
         },
     )

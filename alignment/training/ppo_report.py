@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from alignment.checkpoints import LoopState
+from alignment.config import PPOConfig
 from alignment.experience import Experience, ScoredRollout
-from alignment.objectives.kl import kl_estimate
 from alignment.objectives.value_losses import explained_variance
 from alignment.training.roles import StepReport
+from alignment.training.sampler_gap import minibatch_gap, rollout_gap
 
 
 class PhaseClock:
@@ -49,6 +50,7 @@ class UpdateLog:
         self.policy: list[dict[str, float]] = []
         self.critic: list[dict[str, float]] = []
         self.pretraining: list[dict[str, float]] = []
+        self.first_policy_sums: Mapping[str, float] | None = None
         self.tokens = {"update_policy": 0.0, "update_critic": 0.0}
         """Prompt and response tokens that went through each role's updates."""
 
@@ -58,6 +60,7 @@ class UpdateLog:
 
     def add_policy(self, sums: Mapping[str, float], report: StepReport) -> None:
         """Keep one minibatch's numbers of the policy."""
+        self.first_policy_sums = self.first_policy_sums or sums
         self.tokens["update_policy"] += sums["all_tokens"]
         self.policy.append(
             {
@@ -67,7 +70,6 @@ class UpdateLog:
                 "ppo/approx_kl_nats": sums["approximate_kl"] / sums["tokens"],
                 "ppo/gradient_norm": report.gradient_norm,
                 "ppo/learning_rate": report.learning_rate,
-                "first_ratio": sums["ratio_deviation_max"],
             }
         )
 
@@ -101,13 +103,14 @@ class UpdateLog:
             if minibatches
             for name in minibatches[0]
         }
-        if self.policy:
-            del means["first_ratio"]
-            means["ppo/first_ratio_max_deviation"] = self.policy[0]["first_ratio"]
+        if self.first_policy_sums:
+            first = self.first_policy_sums["ratio_deviation_max"]
+            means["ppo/first_ratio_max_deviation"] = first
         return {**means, "ppo/updates": float(len(self))}
 
 
 def step_metrics(
+    config: PPOConfig,
     scored: ScoredRollout,
     experience: Experience,
     update: UpdateLog,
@@ -116,10 +119,7 @@ def step_metrics(
     clock: PhaseClock,
 ) -> dict[str, float]:
     """Everything recorded about one step; names and units in `alignment.metrics`."""
-    mask = scored.response_mask
-    sampled, trained = scored.sampling_logprobs[mask], scored.old_logprobs[mask]
-    gap = (sampled - trained).abs()
-    gap_kl = kl_estimate(sampled, trained, estimator="k3")
+    mask, first = scored.response_mask, update.first_policy_sums
     reward = scored.scores.mean() - state.kl_coefficient * kl_nats
     return {
         "ppo/score_mean": float(scored.scores.mean()),
@@ -131,9 +131,8 @@ def step_metrics(
         **(_explained_variance(experience) if update.critic else {}),
         "ppo/response_tokens_mean": float(mask.sum(1).float().mean()),
         "ppo/eos_rate": float(scored.finished.float().mean()),
-        "ppo/sampler_gap_max": float(gap.max()),
-        "ppo/sampler_gap_mean": float(gap.mean()),
-        "ppo/sampler_gap_kl_nats": float(gap_kl.mean()),
+        **(rollout_gap(scored) if config.old_logprobs == "trainer" else {}),
+        **(minibatch_gap(first) if config.old_logprobs == "sampler" and first else {}),
         "ppo/policy_version": float(scored.policy_version.max()),
         **update.metrics(),
         **clock.metrics(),

@@ -13,6 +13,7 @@ from alignment.experience import Rollout, ScoredRollout, select_rows
 from alignment.training.guards import require_finite, require_finite_rows, require_one_each
 from alignment.training.ppo_report import PhaseClock
 from alignment.training.roles import Critic, PPORoles
+from alignment.training.sampler_gap import require_small_gap, rollout_gap
 from alignment.training.side_by_side import Task, side_by_side
 
 
@@ -27,7 +28,8 @@ def score_rollout(
 
     Models on devices of their own answer at the same time, the others in turn.
     Old log-probabilities are asked for in the minibatches of the first epoch: the same rows in
-    the same matrix products give the same bits, so that the first ratio is exactly 1.
+    the same matrix products give the same bits, so that the first ratio is exactly 1. If they are
+    to be the sampler's, the policy is not asked.
     """
     shape, sequences = rollout.token_ids.shape, len(rollout.token_ids)
 
@@ -36,6 +38,8 @@ def score_rollout(
             return roles.reward_model.scores(rollout)
 
     def policy_logprobs() -> Tensor:
+        if config.old_logprobs == "sampler":
+            return rollout.sampling_logprobs
         said = torch.zeros(shape)
         with clock.phase("old_logprobs"):
             for rows in minibatches:
@@ -98,17 +102,5 @@ def check_scored(scored: ScoredRollout, config: PPOConfig, *, step: int) -> floa
             f"over `ppo.kl_budget_nats` {config.kl_budget_nats:.2f}; training stopped at the last "
             "checkpoint. Raise `ppo.kl_coefficient`, lower the learning rate, or take fewer steps"
         )
-    gap, limit = sampler_gap(scored), config.sampler_gap_limit_nats
-    if limit is not None and not float(gap.mean()) <= limit:
-        raise NumericsError(
-            f"sampler and trainer differ by {float(gap.mean()):.2e} nats a token (largest "
-            f"{float(gap.max()):.2e}) at step {step}, over `ppo.sampler_gap_limit_nats` "
-            f"{limit:.2e}; the weights are as before. Compare `cluster.generator_precision` with "
-            "`ppo.precision`, set `ppo.sampler_correction`, or raise the limit"
-        )
+    require_small_gap(config, rollout_gap(scored), step=step)
     return kl_nats
-
-
-def sampler_gap(scored: ScoredRollout) -> Tensor:
-    """|sampler's - trainer's log-probability| of each response token, nats, float32 [N]."""
-    return (scored.sampling_logprobs - scored.old_logprobs)[scored.response_mask].abs()

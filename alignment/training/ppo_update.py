@@ -17,6 +17,7 @@ from alignment.training.ppo_objective import (
 from alignment.training.ppo_report import PhaseClock, UpdateLog
 from alignment.training.pretraining_mix import PretrainingMix
 from alignment.training.roles import Critic, Loss, PPORoles, StepReport, Trainable
+from alignment.training.sampler_gap import Check, first_minibatch_check
 from alignment.training.side_by_side import Task, side_by_side
 
 
@@ -43,7 +44,6 @@ def optimise(
     tasks: list[Task] = []
 
     def update_policy() -> None:
-        objective = policy_objective(config, kl_coefficient=state.kl_coefficient)
         with clock.phase("update_policy"):
             for epoch, rows in order:
                 if halt.is_set():
@@ -52,8 +52,8 @@ def optimise(
                     done = len(log.policy)
                     log.add_pretraining(mix.add_gradient(roles.policy, state.step, done))
                 minibatch = select_rows(experience, rows)
-                tokens = minibatch_denominator(minibatch, config.aggregation)
-                log.add_policy(*_step("policy", roles.policy, minibatch, objective, tokens, epoch))
+                check = None if log.policy else first_minibatch_check(config, step=state.step)
+                log.add_policy(*_policy_step(config, roles, minibatch, state, epoch, check))
                 if log.is_beyond(limit):
                     break
             roles.policy.rest()
@@ -96,12 +96,33 @@ def _order(config: PPOConfig, sequences: int, *, seed: int) -> list[tuple[int, l
     ]
 
 
-def _step(
-    name: str, role: Trainable, minibatch: Experience, loss: Loss, denominator: float, epoch: int
+def _policy_step(
+    config: PPOConfig,
+    roles: PPORoles,
+    minibatch: Experience,
+    state: LoopState,
+    epoch: int,
+    check: Check | None,
 ) -> tuple[dict[str, float], StepReport]:
-    """One optimiser step; nothing that is not finite gets past it."""
+    loss = policy_objective(config, kl_coefficient=state.kl_coefficient)
+    tokens = minibatch_denominator(minibatch, config.aggregation)
+    return _step("policy", roles.policy, minibatch, loss, tokens, epoch, check)
+
+
+def _step(
+    name: str,
+    role: Trainable,
+    minibatch: Experience,
+    loss: Loss,
+    denominator: float,
+    epoch: int,
+    check: Check | None = None,
+) -> tuple[dict[str, float], StepReport]:
+    """One optimiser step; nothing that is not finite, or that `check` refuses, gets past it."""
     sums = role.forward_backward(minibatch, loss, denominator=denominator)
     require_finite(f"PPO {name} loss", sums["loss"], step=epoch)
+    if check is not None:
+        check(sums)
     report = role.step()
     require_finite(f"PPO {name} gradient norm", report.gradient_norm, step=epoch)
     return sums, report

@@ -122,6 +122,7 @@ def _facts(variant: Variant, lengths: Sequences, model: Path, threads: int) -> d
             read_model_shape(model),
             lengths,
             epochs=variant.epochs,
+            asks_policy=variant.old_logprobs == "trainer",
         ),
         "prompt_tokens": [sum(lengths.prompts) / len(lengths.prompts), max(lengths.prompts)],
         "response_tokens": [

@@ -5,7 +5,7 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alignment.config import ModelConfig, OptimizerConfig, PPOConfig, Precision
 from alignment.data.chat import encode_prompt
@@ -35,6 +35,8 @@ class Variant:
     goal: float | None = None
     fine_tuned: bool = False
     """Start both sides from the model fine-tuned on the starter demonstrations, which ends."""
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    """Ours; TRL's are always those of its generation."""
 
 
 VARIANTS = {
@@ -42,6 +44,8 @@ VARIANTS = {
     for variant in (
         Variant("forced-1", epochs=1, forced=True, goal=1.6),
         Variant("forced-4", epochs=4, forced=True, goal=1.5),
+        Variant("sampler-1", epochs=1, forced=True, goal=1.6, old_logprobs="sampler"),
+        Variant("sampler-4", epochs=4, forced=True, goal=1.5, old_logprobs="sampler"),
         Variant("eos-1", epochs=1, forced=False),
         Variant("eos-short-1", epochs=1, forced=False, fine_tuned=True),
         Variant("bf16-1", epochs=1, forced=True, precision="bfloat16"),
@@ -60,6 +64,7 @@ def ppo_config(variant: Variant, *, steps: int, sequences: int = BATCH) -> PPOCo
         precision=variant.precision,
         tokens_per_microbatch=2048,
         kl_budget_nats=1e6,
+        old_logprobs=variant.old_logprobs,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         critic_optimizer=OptimizerConfig(learning_rate=1e-6),
     )

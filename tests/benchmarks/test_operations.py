@@ -85,6 +85,9 @@ def test_updates_grow_with_epochs_and_the_prediction_with_padding() -> None:
     padded = trl_step_operations(SHAPE, equal, epochs=1)
     ours = sum(ppo_phase_operations(SHAPE, equal, epochs=1).values())
     assert predicted_ratio(SHAPE, equal, epochs=1) == pytest.approx(padded / ours)
+    without = ours - language_pass(SHAPE, equal)
+    said = predicted_ratio(SHAPE, equal, epochs=1, asks_policy=False)
+    assert said == pytest.approx(padded / without)
 
 
 def test_a_rate_is_weighted_by_operations() -> None:

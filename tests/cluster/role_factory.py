@@ -242,8 +242,8 @@ class SabotagedGenerator(GeneratorActor):
         logprobs = outputs.new_logprobs[0, 1:].tolist()
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs))
 
-    def compare(self, probe: WeightProbe) -> None:
-        self._compare(probe, 1)
+    def ask_for_proof(self, probe: WeightProbe) -> None:
+        self._unproven = probe
 
 
 class GlooCommunicator:

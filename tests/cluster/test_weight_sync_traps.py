@@ -101,13 +101,18 @@ def test_the_prefix_cache_stays_stale_unless_reset(
 def test_an_engine_that_did_not_take_the_weights_is_found_out(
     group: ActorGroup, tiny_model: Path
 ) -> None:
-    """A probe sequence travels with a policy's weights; an engine that disagrees stops."""
+    """A probe sequence travels with a policy's weights; an engine that disagrees gives nothing."""
     RemoteGenerator(group).load_weights(weights_from_folder(tiny_model), version=1)
+    alone = generate(group)
     [probe] = group.call("own_probe", tiny_model)
-    group.call("compare", probe)
+    group.call("ask_for_proof", probe)
+    assert torch.equal(generate(group).token_ids, alone.token_ids)
     false = type(probe)(token_ids=probe.token_ids, logprobs=tuple(x - 0.01 for x in probe.logprobs))
+    group.call("ask_for_proof", false)
     with pytest.raises(ClusterError, match=r"differ from the policy's by 0\.01 nats a token"):
-        group.call("compare", false)
+        generate(group)
+    with pytest.raises(ClusterError, match="the last weight update broke off"):
+        generate(group)
     with pytest.raises(ClusterError, match=r"version 2 lack \d+ of the engine's parameters"):
         group.call("load_one_bucket_of_two", tiny_model)
     with pytest.raises(ClusterError, match="the last weight update broke off"):

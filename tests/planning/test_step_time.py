@@ -64,6 +64,9 @@ def test_phases_are_those_of_the_roles():
     without = [s for s in request.specs if s.name != "critic"]
     left = phase_seconds(without, request.shapes, QUICKSTART, machines(), threads=2)
     assert left == {k: v for k, v in seconds.items() if k not in ("values", "update_critic")}
+    unasked = replace(QUICKSTART, asks_policy=False)
+    left = phase_seconds(request.specs, request.shapes, unasked, machines(), threads=2)
+    assert left == {k: v for k, v in seconds.items() if k != "old_logprobs"}
 
 
 PHASES_S = dict(zip(PHASES, (8.0, 1.0, 3.0, 2.0, 0.5, 10.0, 6.0, 0.25), strict=True))

@@ -86,6 +86,10 @@ def last_returns(**settings: object) -> list[float]:
         ({"adaptive_kl": {}}, r"`ppo\.adaptive_kl` scales `ppo\.kl_coefficient`, which is 0"),
         ({"whiten_advantages": False, "whitening_variance": "biased"}, "whitening_variance"),
         ({"old_logprobs": "sampler", "sampler_correction": {}}, "sampler_correction"),
+        (
+            {"old_logprobs": "sampler", "sampler_gap_limit_nats": 1e-3, "lora": {"dropout": 0.1}},
+            r"`ppo\.sampler_gap_limit_nats` would be held against dropout",
+        ),
         ({"sampler_correction": {"low": 0.5}}, r'no effect with kind "truncate"'),
         ({"sampler_correction": {"kind": "mask"}}, "low < 1 < high"),
         ({"sequences_per_minibatch": 8, "update_kl_limit_nats": 0.1}, "update_kl_limit_nats"),
@@ -191,14 +195,6 @@ def test_whitening_takes_either_variance_and_keeps_the_mean_of_rewards() -> None
     white = experience_under(gae_lambda=0.0, discount=0.0, whiten_rewards=True).returns
     assert float(masked_variance(white, mask)) == pytest.approx(1.0, abs=1e-5)
     assert float(white[mask].mean()) == pytest.approx(float(plain[mask].mean()), abs=1e-6)
-
-
-def test_the_ratio_may_start_from_the_sampler() -> None:
-    scored = scored_rollout()
-    trainer, sampler = experience_under(), experience_under(old_logprobs="sampler")
-    assert torch.equal(trainer.old_logprobs, scored.old_logprobs)
-    assert torch.equal(sampler.old_logprobs, scored.sampling_logprobs)
-    assert torch.equal(sampler.advantages, trainer.advantages)
 
 
 def test_sampler_correction_scales_the_advantages_and_not_the_returns() -> None:
