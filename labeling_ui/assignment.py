@@ -38,7 +38,9 @@ def claim(
     beside: str | None = None,
 ) -> Card | None:
     """The labeler's card: one they hold, else the next task for them. See `LabelStore.claim`."""
-    round_row = find_round(connection, round_id, lock="shared")
+    # One claim at a time: two could each have a task in hand that the other waits for. What others
+    # do in a round never waits for a second task, so no deadlock is left to try again after.
+    round_row = find_round(connection, round_id, lock="turn")
     check_labeler_name(name, panel=round_row.panel)
     if round_row.frozen_digest is not None:
         return None

@@ -3,8 +3,10 @@
 SQLite runs in WAL mode with `synchronous=FULL`: a ranking that was acknowledged survives the
 death of the process and of the machine. One writer at a time (`BEGIN IMMEDIATE`), any number of
 readers. PostgreSQL takes row locks, always in the order round, participation, task, assignment,
-round_count. An older database is brought up to date when it is opened, in one transaction; one
-of an unknown revision is refused untouched.
+round_count. Only a claim waits for a task while it may hold others, so the claims of a round take
+turns; a submission takes more tasks than its own only where they are free. An older database is
+brought up to date when it is opened, in one transaction; one of an unknown revision is refused
+untouched.
 """
 
 import secrets
@@ -234,22 +236,6 @@ def _explain(url: URL, error: Exception) -> str:
     else:
         needed = "The PostgreSQL server must be running, reachable and writable"
     return f"label database {shown(url)} cannot be used: {cause}. {needed}"
-
-
-def is_deadlock(error: BaseException | None) -> bool:
-    """Whether PostgreSQL ended this transaction because it and others waited for each other.
-
-    Nothing of it was kept, so it may be tried again. SQLite lets one writer in at a time.
-    """
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return False
-    return any(
-        isinstance(told, dict) and told.get("C") == _DEADLOCK_DETECTED for told in error.orig.args
-    )
-
-
-_DEADLOCK_DETECTED = "40P01"
-"""PostgreSQL's error code (its manual, appendix A)."""
 
 
 def explain_database_error(engine: Engine, error: Exception) -> StoreError:

@@ -83,6 +83,8 @@ def keep_alive(
             labeler.c.name == name,
             assignment.c.state == "leased",
         )
+        # What is free alone: it must not wait for one card with the other in hand.
+        .with_for_update(of=assignment, skip_locked=True, key_share=True)
     ).all()
     for row in rows:
         lease_ms = round(RoundSettings.from_json(row.settings).lease_s * 1000)

@@ -28,12 +28,12 @@ _SELF_NAMING = re.compile(
 def find_round(connection: Connection, round_id: str, *, lock: str = "") -> Row[Any]:
     """The round's row, or a LabelError that lists what there is.
 
-    `lock` is `shared` for work in the round and `alone` for what ends it; SQLite's write
-    transactions are alone anyway.
+    `lock` is `shared` for work in the round, `turn` for a claim, one at a time beside such work,
+    and `alone` for what ends the round; SQLite's write transactions are alone anyway.
     """
     query = select(round_).where(round_.c.id == round_id)
     if lock:
-        query = query.with_for_update(read=lock == "shared")
+        query = query.with_for_update(read=lock == "shared", key_share=lock != "alone")
     row = connection.execute(query).one_or_none()
     if row is None:
         known = connection.scalars(

@@ -16,7 +16,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import DatabaseError
 
-from alignment.errors import LabelError, StoreError
+from alignment.errors import LabelError
 from alignment.records import CandidateSet, Ranking
 from labeling_ui import assignment as leases
 from labeling_ui import history, rounds, submission
@@ -36,7 +36,6 @@ from labeling_ui.database import (
     exclusive,
     explain_database_error,
     insert_if_absent,
-    is_deadlock,
     open_database,
 )
 from labeling_ui.export import rankings_digest, read_rankings
@@ -44,9 +43,6 @@ from labeling_ui.judgement import Effort, Judgement, RoundSettings, check_tiers
 from labeling_ui.labelers import find_labeler
 from labeling_ui.schema import assignment, participation, round_, setting
 from labeling_ui.task_choice import count_open
-
-CLAIM_ATTEMPTS = 4
-"""Of a claim that PostgreSQL ends for a deadlock; each takes it a second to notice."""
 
 _SUBMISSION_ID = re.compile(r"[A-Za-z0-9_.:-]{8,80}")
 
@@ -150,22 +146,15 @@ class LabelStore:
         Raises:
             LabelError: unknown round, or a name that this round does not accept.
         """
-        for attempts_left in reversed(range(CLAIM_ATTEMPTS)):
-            try:
-                with self.write() as connection:
-                    return leases.claim(
-                        connection,
-                        round_id,
-                        labeler,
-                        now_ms=self.now_ms(),
-                        lease_ms=None if lease_s is None else round(lease_s * 1000),
-                        beside=beside,
-                    )
-            except StoreError as error:
-                # Two that gave overdue cards back may wait for each other's tasks.
-                if not attempts_left or not is_deadlock(error.__cause__):
-                    raise
-        raise AssertionError("the last attempt returned or raised")
+        with self.write() as connection:
+            return leases.claim(
+                connection,
+                round_id,
+                labeler,
+                now_ms=self.now_ms(),
+                lease_ms=None if lease_s is None else round(lease_s * 1000),
+                beside=beside,
+            )
 
     def keep_alive(self, assignment_ids: Sequence[str], labeler: str) -> int:
         """A sign of life: fresh leases on cards this labeler still holds. Gives how many."""

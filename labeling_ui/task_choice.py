@@ -83,27 +83,12 @@ def _main_task(
     connection: Connection, round_id: str, labeler_id: int, cursor: int
 ) -> tuple[str | None, int]:
     """The task and where the cursor goes if it is taken."""
-    first = _first(round_id, labeler_id)
-    again = _locked(connection, first.where(task.c.released.is_(True)))
+    first = _first(round_id, labeler_id).with_for_update(of=task)
+    again = connection.execute(first.where(task.c.released.is_(True))).one_or_none()
     if again is not None:
         return again.id, cursor
-    ahead = first.where(task.c.position >= cursor)
-    seen = connection.execute(ahead).one_or_none()
-    if seen is None:
-        return None, cursor
-    found = _locked(connection, ahead)
-    if found is None:
-        return None, cursor
-    # A nearer one that another transaction holds must stay ahead of the cursor.
-    return found.id, seen.position + (1 if found.id == seen.id else 0)
-
-
-def _locked(connection: Connection, query: Select[Any]) -> Row[Any] | None:
-    if connection.dialect.name == "sqlite":
-        return connection.execute(query).one_or_none()
-    found = connection.execute(query.with_for_update(of=task, skip_locked=True)).one_or_none()
-    # All in other hands: wait for one rather than say that nothing is left.
-    return found or connection.execute(query.with_for_update(of=task)).one_or_none()
+    ahead = connection.execute(first.where(task.c.position >= cursor)).one_or_none()
+    return (ahead.id, ahead.position + 1) if ahead is not None else (None, cursor)
 
 
 def _repeat_task(connection: Connection, round_id: str, labeler_id: int) -> str | None:

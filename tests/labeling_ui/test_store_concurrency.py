@@ -11,12 +11,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from rounds_for_tests import make_candidates
-from sqlalchemy import select, text
+from rounds_for_tests import make_candidates, submission
+from sqlalchemy import select, update
 
 from alignment.errors import LabelError, StoreError
-from labeling_ui.schema import task
+from labeling_ui.rounds import find_round
+from labeling_ui.schema import assignment, draft, task
 from labeling_ui.store import LabelStore
+from labeling_ui.task_choice import choose_task
 
 WORKER = """
 import sys
@@ -119,40 +121,114 @@ RECOUNT = """
 """
 
 
+@pytest.fixture
+def bob_pauses(monkeypatch):
+    """Bob's claim stops where it has given overdue cards back and not yet chosen a task."""
+    stopped, go_on = threading.Event(), threading.Event()
+
+    def choose(connection, round_id, labeler_id, name, *others):
+        if name == "bob":
+            stopped.set()
+            go_on.wait(20)
+        return choose_task(connection, round_id, labeler_id, name, *others)
+
+    monkeypatch.setattr("labeling_ui.assignment.choose_task", choose)
+    return stopped, go_on
+
+
+def rank(store, round_id, labeler):
+    card = store.claim(round_id, labeler)
+    submission(store, card, labeler, f"{labeler}-{card.task_id}")
+    return card.task_id
+
+
 @pytest.mark.engines
-def test_a_claim_that_the_database_ended_for_a_deadlock_is_made_again(new_postgresql, clock):
-    """Bob gives an overdue card back and waits for the one task left to him, whose holder then asks
-    for the overdue one: PostgreSQL ends Bob's transaction, the first to have waited a second.
+def test_two_claims_that_give_back_what_the_other_wants(new_postgresql, clock, bob_pauses):
+    """Both tasks have room and an overdue card. Bob gave back the one he has ranked and Cora the
+    one that she has, and then each would wait for the other's.
     """
+    stopped, go_on = bob_pauses
     with LabelStore.open(new_postgresql(), clock=clock) as store:
-        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=2).round_id
-        first = store.claim(round_id, "bob")
-        store.submit(first.assignment_id, "bob", submission_id="bobs-first", tiers=range(3))
-        assert store.claim(round_id, "eve", lease_s=20).task_id == first.task_id
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=3).round_id
+        go_on.set()
+        first = rank(store, round_id, "bob")
+        assert store.claim(round_id, "eve", lease_s=20).task_id == first
+        passed = store.claim(round_id, "gus")
+        second = rank(store, round_id, "cora")
+        assert store.claim(round_id, "dan", lease_s=20).task_id == second != first
+        store.skip(passed.assignment_id, "gus", reason="other")
         clock.now += 21
-        left = select(task.c.id).where(task.c.round_id == round_id, task.c.id != first.task_id)
-        with ThreadPoolExecutor() as pool, store.write() as holder:
-            holder.execute(left.with_for_update())
-            claimed = pool.submit(store.claim, round_id, "bob")
-            time.sleep(0.3)  # until he waits; a second later PostgreSQL looks for deadlocks
-            holder.execute(select(task.c.id).where(task.c.id == first.task_id).with_for_update())
-            holder.rollback()
-            card = claimed.result(timeout=60)
-            assert card.task_id != first.task_id
-        assert _deadlocks(store) == 1, "there was none, so nothing was shown"
+        go_on.clear()
+        stopped.clear()
+        with ThreadPoolExecutor() as pool:
+            with store.write() as submitting:
+                submitting.execute(select(task.c.id).where(task.c.id == second).with_for_update())
+                bobs = pool.submit(store.claim, round_id, "bob")
+                assert stopped.wait(20)
+            coras = pool.submit(store.claim, round_id, "cora")
+            time.sleep(0.5)  # until she waits, whatever for
+            go_on.set()
+            assert bobs.result(timeout=20).task_id == second
+            assert coras.result(timeout=20).task_id == first
+        with store.read() as connection:
+            assert connection.exec_driver_sql(RECOUNT).all() == []
 
 
-def _deadlocks(store):
-    """How many PostgreSQL has ended in this database; its counters lag behind a little."""
-    query = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    counted = 0
-    for _ in range(50):
-        with store.write() as connection:
-            counted = connection.scalar(query)
-        if counted:
-            break
-        time.sleep(0.1)
-    return counted
+@pytest.mark.engines
+def test_others_submit_while_one_claims(new_postgresql, clock, bob_pauses):
+    stopped, go_on = bob_pauses
+    with LabelStore.open(new_postgresql(), clock=clock) as store, ThreadPoolExecutor() as pool:
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=2).round_id
+        card = store.claim(round_id, "eve")
+        bobs = pool.submit(store.claim, round_id, "bob")
+        assert stopped.wait(20)
+        assert pool.submit(submission, store, card, "eve", "eves-first").result(timeout=10).counted
+        go_on.set()
+        assert bobs.result(timeout=20) is not None
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("work", ["shared", "turn"])
+def test_a_freeze_waits_for_work_in_the_round(new_postgresql, clock, work):
+    with LabelStore.open(new_postgresql(), clock=clock) as store, ThreadPoolExecutor() as pool:
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=2).round_id
+        rank(store, round_id, "eve")
+        with store.write() as working:
+            find_round(working, round_id, lock=work)
+            frozen = pool.submit(store.freeze, round_id, allow_incomplete=True)
+            time.sleep(0.5)
+            assert not frozen.done()
+        assert frozen.result(timeout=20)
+
+
+@pytest.mark.engines
+def test_a_task_that_is_filled_while_a_claim_waits_for_it(new_postgresql, clock):
+    with LabelStore.open(new_postgresql(), clock=clock) as store, ThreadPoolExecutor() as pool:
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=1).round_id
+        with store.write() as submitting:  # a late one
+            first = update(task).where(task.c.position == 0).values(done=1, state="complete")
+            submitting.execute(first)
+            bobs = pool.submit(store.claim, round_id, "bob")
+            time.sleep(0.5)
+        assert bobs.result(timeout=20).messages[0].content == "Question number 1?"
+
+
+@pytest.mark.engines
+def test_a_sign_of_life_waits_for_nobody(new_postgresql, clock):
+    """Or it could hold one card and wait for the other, while a claim does so the other way."""
+    with LabelStore.open(new_postgresql(), clock=clock) as store, ThreadPoolExecutor() as pool:
+        round_id = store.publish_round(make_candidates(2), rankings_per_prompt=2).round_id
+        card = store.claim(round_id, "ada").assignment_id
+        cards = [card, store.claim(round_id, "ada", beside=card).assignment_id]
+        for taken in cards:
+            with store.write() as claiming:
+                this = update(assignment).where(assignment.c.id == taken)
+                claiming.execute(this.values(leased_ms=assignment.c.leased_ms))
+                assert pool.submit(store.keep_alive, cards, "ada").result(timeout=10) == 1
+        with store.write() as drafting:
+            content = {"assignment_id": card, "content": {}, "saved_ms": 0}
+            drafting.execute(draft.insert().values(**content))
+            assert pool.submit(store.keep_alive, cards, "ada").result(timeout=10) == 2
 
 
 @pytest.mark.engines
