@@ -1,5 +1,6 @@
 """Fixtures that several packages share, and how tests are shared among processes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,20 @@ import torch
 from alignment.models.tiny import make_tiny_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
+
+
+_ENGINES_ALONE = re.compile(r"^pytestmark = (needs_a_browser|\[?\s*pytest\.mark\.engines\b)", re.M)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run without engines does not import modules that hold nothing else.
+
+    Each process would take seconds for Gradio, Prefect and Ray, and then deselect every test.
+    """
+    asked = config.option.markexpr
+    if "not engines" not in asked or " or " in asked or collection_path.suffix != ".py":
+        return None
+    return _ENGINES_ALONE.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
