@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,22 +38,50 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+@dataclass
+class Function:
+    name: str
+    lines: int
+    says_what_it_returns: bool
+
+
+@dataclass
+class Code:
+    """What the rules ask of a module, read once: its syntax tree is large."""
+
+    docstring: str | None
+    imports: list[str]
+    top_level_imports: list[str]
+    functions: list[Function]
+
+
+@cache
+def code_of(path: Path) -> Code:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    nodes = list(ast.walk(tree))
+    functions = [
+        Function(node.name, (node.end_lineno or 0) - node.lineno + 1, node.returns is not None)
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return Code(ast.get_docstring(tree), imports_among(nodes), imports_among(tree.body), functions)
+
+
+def imports_among(nodes: Sequence[ast.AST]) -> list[str]:
+    names: list[str] = []
     for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_keeps_the_layer_rules(path: Path) -> None:
     name = name_of(path)
     package = name.split("/")[0]
-    for imported in imports(path):
+    for imported in code_of(path).imports:
         top = imported.split(".")[0]
         if top in PACKAGES:
             assert top in MAY_IMPORT[package], f"{name} imports {imported}"
@@ -68,26 +98,25 @@ def test_module_keeps_the_layer_rules(path: Path) -> None:
 @pytest.mark.parametrize("folder", ["alignment/objectives", "alignment/statistics"])
 def test_mathematics_knows_no_configuration(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
-        for imported in imports(path):
+        for imported in code_of(path).imports:
             assert not imported.startswith(("alignment.config", "alignment.data", "pathlib", "os"))
 
 
 def test_training_never_sees_the_gold_rubric() -> None:
     for part in ("training", "models", "cluster", "objectives", "data"):
         for path in (ROOT / "alignment" / part).rglob("*.py"):
-            assert not any("gold_rubric" in imported for imported in imports(path)), path
+            assert not any("gold_rubric" in imported for imported in code_of(path).imports), path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_says_what_it_is_and_stays_readable(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{name_of(path)} has no module docstring"
+    code = code_of(path)
+    assert code.docstring, f"{name_of(path)} has no module docstring"
     assert path.stem not in FORBIDDEN_NAMES
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= LONGEST_FUNCTION, f"{name_of(path)}: {node.name} has {length} lines"
-            assert node.returns is not None, f"{name_of(path)}: {node.name} has no return type"
+    for function in code.functions:
+        where = f"{name_of(path)}: {function.name}"
+        assert function.lines <= LONGEST_FUNCTION, f"{where} has {function.lines} lines"
+        assert function.says_what_it_returns, f"{where} has no return type"
 
 
 def test_training_loops_fit_in_the_head() -> None:
@@ -101,7 +130,7 @@ def test_no_import_cycles() -> None:
         for p in MODULES
     }
     edges = {
-        name: {i for i in imports(path, top_level_only=True) if i in modules and i != name}
+        name: {i for i in code_of(path).top_level_imports if i in modules and i != name}
         for name, path in modules.items()
     }
     done: set[str] = set()

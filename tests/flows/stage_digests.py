@@ -9,7 +9,7 @@ either raise that VERSION (the change alters results) or acknowledge the change 
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ def version_of(path: Path) -> int:
     raise AssertionError(f"{path} has no STAGE, VERSION = name, number")
 
 
+@cache
 def code_of(path: Path) -> str:
     """The module's code without comments, docstrings and layout, none of which computes."""
     tree = ast.parse(path.read_text())
@@ -56,7 +57,9 @@ def used_modules(path: Path) -> set[Path]:
     return seen
 
 
-def imported_modules(path: Path) -> Iterator[Path]:
+@cache
+def imported_modules(path: Path) -> tuple[Path, ...]:
+    found: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -66,9 +69,8 @@ def imported_modules(path: Path) -> Iterator[Path]:
         for name in names:
             if name.startswith("alignment."):
                 base = ROOT / name.replace(".", "/")
-                yield from (
-                    f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()
-                )
+                found += (f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists())
+    return tuple(found)
 
 
 def _is_text(node: ast.stmt) -> bool:

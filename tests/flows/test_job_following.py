@@ -12,6 +12,7 @@ from ailing_job_server import ailing_job_server
 from alignment.cluster.jobs import JobServer
 from alignment.config import PipelineConfig
 from alignment.errors import AbsentClusterError, LostActorError
+from flows import stage_jobs
 from flows.interruption import interruptible
 from flows.job_events import read_event, tell
 from flows.manifest import StageRequest
@@ -21,6 +22,11 @@ from flows.stage_jobs import _call, _follow, _submit, _Told, do_as_job, stop_job
 from flows.stages import sft
 
 JOB = "a-job"
+
+
+@pytest.fixture(autouse=True)
+def _frequent_looks(monkeypatch):
+    monkeypatch.setattr(stage_jobs, "_LOOK_S", 0.1)
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def test_a_log_that_cannot_be_read_does_not_undo_a_finished_stage(config, state,
                 _follow(JobServer(ailing.url), JOB, told)
 
 
-def test_the_last_lines_are_taken_once(config):
+def test_the_last_lines_are_taken_once(config, monkeypatch):
     done = event("done", phases={"model_work": 1.0}, peak_pss_gib={}, warnings=["note"])
     log = "a page\x0cbreak\na line\u2028break\n" + done
     with (
@@ -87,9 +93,18 @@ def test_the_last_lines_are_taken_once(config):
         run.clock.stage("sft"),
     ):
         told = _Told(run, since_s=0.0)
-        ends = threading.Timer(1.5, setattr, (ailing, "state", "SUCCEEDED"))
+        ends = threading.Timer(1.5, setattr, (ailing, "state", "SUCCEEDED"))  # at the latest
         ends.start()
+        take = told.take
+
+        def take_and_end(line):
+            take(line)
+            if line.startswith("@alignflow"):
+                ailing.state = "SUCCEEDED"
+
+        monkeypatch.setattr(told, "take", take_and_end)
         _follow(JobServer(ailing.url), JOB, told)
+        ends.cancel()
         assert run.clock.phase_s("model_work", "sft") == pytest.approx(1.0)
 
 

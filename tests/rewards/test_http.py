@@ -41,7 +41,7 @@ class Scorer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/score"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def reward(self, **settings: Any) -> HttpReward:
         config = HttpConfig(url=self.url, **{"backoff_s": 0.01, "timeout_s": 5.0} | settings)

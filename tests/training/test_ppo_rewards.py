@@ -223,7 +223,7 @@ def test_a_scorer_that_fails_in_a_step_leaves_the_last_good_state_to_go_on_from(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), UnwellScorer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/score"
 
     def setup() -> Setup:
