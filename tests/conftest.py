@@ -1,5 +1,6 @@
 """Fixtures that several packages share, and how tests are shared among processes."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from alignment.models.tiny import make_tiny_model
 
 torch.set_num_threads(1)  # the models are tiny: more threads only cost switches
+gc.disable()  # while modules are imported and tests collected: all of that stays
 
 
 _ENGINES_ALONE = re.compile(r"^pytestmark = (needs_a_browser|\[?\s*pytest\.mark\.engines\b)", re.M)
@@ -36,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: _LONGEST_FIRST.get(_group(item), len(_LONGEST_FIRST)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 _APART = ("test_chaos", "test_hosts_in_namespaces", "test_job_on_hosts", "test_server_kills")
