@@ -1,3 +1,4 @@
+import shutil
 import sys
 import tempfile
 import warnings
@@ -57,9 +58,9 @@ def sqlite_only():
 
 @pytest.fixture
 def database(request, tmp_path):
-    """Where a store of this test lies: a path, or the URL of an empty PostgreSQL database."""
+    """Where a store of this test lies: the path or URL of a database without labels."""
     if request.param == "sqlite":
-        return tmp_path / "labels.sqlite"
+        return request.getfixturevalue("new_sqlite")(tmp_path / "labels.sqlite")
     return request.getfixturevalue("new_postgresql")()
 
 
@@ -67,6 +68,14 @@ def database(request, tmp_path):
 def store(database, clock):
     with LabelStore.open(database, clock=clock) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def new_sqlite(tmp_path_factory):
+    """Puts a database without labels at a path, a copy of one that was migrated once."""
+    migrated = tmp_path_factory.mktemp("migrated") / "labels.sqlite"
+    LabelStore.open(migrated).close()
+    return lambda path: Path(shutil.copy(migrated, path))
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +124,7 @@ def new_postgresql(postgresql_server):
 
 
 @pytest.fixture
-def new_label_store(database, tmp_path):
+def new_label_store(database, new_sqlite, tmp_path):
     """Makes an empty label store and its clock a call, on the database of the test."""
     numbers = iter(range(10_000))
     with LabelStore.open(database) as opened:
@@ -124,7 +133,8 @@ def new_label_store(database, tmp_path):
         def make():
             clock = Clock()
             if isinstance(database, Path):
-                return LabelStore.open(tmp_path / f"{next(numbers)}.sqlite", clock=clock), clock
+                place = new_sqlite(tmp_path / f"{next(numbers)}.sqlite")
+                return LabelStore.open(place, clock=clock), clock
             with empty.write() as connection:
                 names = ", ".join(f'"{table}"' for table in TABLES_OF_LABELS)
                 connection.exec_driver_sql("ALTER TABLE annotation DISABLE TRIGGER USER")
