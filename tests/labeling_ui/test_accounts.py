@@ -1,4 +1,5 @@
 import pytest
+from argon2 import PasswordHasher
 
 from alignment.errors import LabelError
 from labeling_ui import accounts, audit, guidelines
@@ -7,6 +8,13 @@ from labeling_ui.identity import Identity
 from labeling_ui.sessions import COOKIE, Sessions
 
 PASSWORD = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def _cheap_hashes(monkeypatch):
+    """Argon2id as ever, at a cost that is none: hashes are meant to take long."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr(accounts, "_hasher", lambda: cheap)
 
 
 def signed_in(store, name, password="", accounts_only=False):
