@@ -3,12 +3,15 @@
 from collections import Counter
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from prometheus_client import Counter as Total
 
 from flows.metrics_log import read_metrics
-from flows.reconcile import Seen
+
+if TYPE_CHECKING:
+    from flows.reconcile import Seen
 
 _ACTIONS = ("resumed", "restarted", "given up", "marked crashed", "rescheduled", "job stopped")
 _STATES = ("Running", "Pending", "Suspended", "Crashed", "Cancelling")
@@ -57,7 +60,7 @@ class MetricsEndpoint:
         self._server.server_close()
         self._thread.join()
 
-    def show(self, seen: list[Seen]) -> None:
+    def show(self, seen: "list[Seen]") -> None:
         """Take over what the reconciler found at one look."""
         with self._lock:
             counts = Counter(one.state for one in seen)

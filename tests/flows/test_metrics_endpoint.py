@@ -10,7 +10,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.metrics_endpoint import MetricsEndpoint
-from flows.reconcile import Seen
 
 BOARD = Path(__file__).parents[2] / "docs" / "grafana" / "alignflow.json"
 
@@ -35,6 +34,8 @@ def scrape(endpoint):
 
 
 def seen(run, state, **told):
+    from flows.reconcile import Seen  # with Prefect, which takes a second
+
     return Seen(flow_run_id=uuid4(), run=run, state=state, **told)
 
 
