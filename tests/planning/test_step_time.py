@@ -1,6 +1,6 @@
 """Operations by hand, seconds that follow from rates, and which way they move."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from shapes_for_tests import engine, frozen, machines, ppo_request, trained
@@ -9,6 +9,7 @@ from alignment.planning import calibration
 from alignment.planning.known_shapes import KNOWN_SHAPES
 from alignment.planning.step_time import (
     PHASES,
+    Load,
     StepWork,
     forward_flops,
     generate_seconds,
@@ -167,3 +168,12 @@ def test_generation_goes_in_waves_beyond_what_an_engine_runs_at_once():
 def test_weights_travel_as_float32():
     slow = replace(calibration.GPU_SPEED, sync_bytes_per_s=1e9, sync_s=0.0)
     assert sync_seconds(LLAMA, slow) == pytest.approx(26.953662464)
+
+
+@pytest.mark.parametrize("part", [field.name for field in fields(Load)])
+def test_a_load_is_at_most_another_if_no_part_is_longer(part: str) -> None:
+    load = Load(**dict.fromkeys((field.name for field in fields(Load)), 1.0))
+    longer = replace(load, **{part: 2.0})
+    assert load <= replace(load)
+    assert load <= longer
+    assert not longer <= load
