@@ -32,8 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may not run apart goes into one group, the longest groups first.
 
     With `--dist loadgroup` a group stays in one process: the tests of `cluster/` share a Ray, other
-    tests that start engines share servers and a browser, and a module shares its fixtures. Long
-    modules that share nothing go to whichever process is free first.
+    tests that start engines share servers and a browser, the label service's others a PostgreSQL,
+    and a module shares its fixtures. Long modules that share nothing go to whichever process is
+    free first.
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
@@ -51,7 +52,7 @@ _LONGEST_FIRST = {name: place for place, name in enumerate(("ray", "services", *
 
 def _group(item: pytest.Item) -> str:
     if item.get_closest_marker("engines") is None:
-        return str(item.path)
+        return "labels" if item.path.parent.name == "labeling_ui" else str(item.path)
     if item.path.stem in _APART:
         return item.path.stem
     return "ray" if item.path.parent.name == "cluster" else "services"
