@@ -3,7 +3,7 @@
 In each round, one after the other, so that all see the same machine:
 
 - ours: `generator.load_weights(policy.weights())`, from DeepSpeed's process to vLLM's, with the
-  repacked head, the cache reset and the probe that checks the result;
+  repacked head and the cache reset (that engines have the weights is proved by the next rollout);
 - vLLM alone: `reload_weights` inside the engine's process, from tensors that are there already;
 - transport: the policy's weights into Ray's object store, and opened in the engine's process;
 - a plain copy of the same weights inside the policy's process.
@@ -42,6 +42,7 @@ def measure(model: str, rounds: int, threads: int) -> dict[str, list[float]]:
             for number in range(rounds + 1):
                 for name, way in ways.items():
                     taken = way()
+                    roles["policy"].group.call("count_buckets")  # its probe is no other way's time
                     if number:
                         seconds[name].append(taken)
     return seconds

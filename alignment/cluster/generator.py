@@ -18,6 +18,7 @@ from alignment.cluster.weights import (
     FolderWeights,
     WeightBucket,
     WeightProbe,
+    probe_tokens,
     require_same_shapes,
     weight_shapes,
 )
@@ -54,7 +55,9 @@ class GeneratorActor(ActorOfSomeHost):
         self._sampled_versions: set[int] = set()
         self._llm: Any = None
         self._is_updating = False
-        self._unproven: WeightProbe | None = None
+        self._is_unproven = False
+        self._said: list[float] | None = None
+        """What the engine made of the probe's tokens after the first, until it is compared."""
 
     def start(self) -> None:
         """Load the model into vLLM."""
@@ -75,26 +78,27 @@ class GeneratorActor(ActorOfSomeHost):
     ) -> list[GeneratedResponse]:
         """One response a prompt, in order, each drawn with its own seed.
 
-        The first after a policy's weights came proves, with one more sequence among the prompts,
-        that they are those of the policy: alone it would cost as much as a tenth of the update.
+        The first after a policy's weights came has the probe among its prompts, for `prove`: alone
+        it would cost as much as a tenth of the update.
 
         Raises:
             DataError: a prompt and its response would not fit the context.
-            ClusterError: an earlier weight update broke off, or the engine does not come to the
-                policy's log-probabilities; it refuses to generate from then on.
+            ClusterError: an earlier weight update broke off.
         """
         version = self._usable_version()
         self._require_room(prompts, sampling)
         texts = [list(prompt.token_ids) for prompt in prompts]
         parameters = [self._sampling_parameters(sampling, seed) for seed in seeds]
-        if self._unproven is not None:
-            texts.append(self._probe_tokens(self._unproven))
+        if self._is_unproven:
+            texts.append(self._probe_tokens())
             parameters.append(_probe_parameters())
         outputs = self._llm.generate(
             [{"prompt_token_ids": tokens} for tokens in texts], parameters, use_tqdm=False
         )
-        if self._unproven is not None:
-            self._prove(self._unproven, outputs.pop(), version)
+        if self._is_unproven:
+            told = zip(texts[-1][1:], outputs.pop().prompt_logprobs[1:], strict=True)
+            self._said = [by_token[token].logprob for token, by_token in told]
+            self._is_unproven = False
         self._sampled_versions.add(version)
         return [_response(output.outputs[0], version) for output in outputs]
 
@@ -105,7 +109,7 @@ class GeneratorActor(ActorOfSomeHost):
             ModelError: the weights are of another shape; nothing was changed.
         """
         self._load_folder(kept_model(weights.folder))
-        self.adopt_weights(version, None)
+        self.adopt_weights(version, False)
 
     def begin_update(self) -> None:
         """Refuse to generate until `adopt_weights`, and let every layer wait for its weights."""
@@ -143,15 +147,36 @@ class GeneratorActor(ActorOfSomeHost):
         self._version = None
         getattr(self._llm, operation)(*arguments)
 
-    def adopt_weights(self, version: int, probe: WeightProbe | None) -> None:
+    def prove(self, probe: WeightProbe) -> None:
+        """Compare what the first `generate` after an update made of the probe with the policy's.
+
+        Raises:
+            ClusterError: they differ; the engine refuses to generate from then on.
+        """
+        if self._said is None:
+            return
+        pairs = zip(self._said, probe.logprobs, strict=False)  # a short context cuts the engine's
+        gaps = [abs(said - wanted) for said, wanted in pairs]
+        mean_gap, accepted = sum(gaps) / len(gaps), ACCEPTED_GAP_NATS[self.spec.precision]
+        if not mean_gap <= accepted:
+            version, self._version = self._version, None
+            raise ClusterError(
+                f"{self.spec.name} rank {self.rank}: after loading weights of version {version}, "
+                f"log-probabilities differ from the policy's by {mean_gap:.3g} nats a token on "
+                f"average; accepted at {self.spec.precision}: {accepted:g}. The engine did not "
+                "take the weights over completely: do not train on its samples"
+            )
+        self._said = None
+
+    def adopt_weights(self, version: int, is_probed: bool) -> None:
         """Put right what a weight update leaves stale, and use the result.
 
-        The next `generate` checks it against `probe`, where there is one.
+        If a policy tells a probe, what the next `generate` makes of it is kept for `prove`.
         """
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
-        self._unproven = probe
+        self._is_unproven, self._said = is_probed, None
         self._version = version
 
     def describe(self) -> dict[str, Any]:
@@ -185,24 +210,9 @@ class GeneratorActor(ActorOfSomeHost):
         self._version = None
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
-    def _probe_tokens(self, probe: WeightProbe) -> list[int]:
-        return list(probe.token_ids[: self.spec.max_sequence_tokens - 1])
-
-    def _prove(self, probe: WeightProbe, output: Any, version: int) -> None:
-        """Raise ClusterError unless the engine said of `probe` what the policy says."""
-        tokens = self._probe_tokens(probe)
-        pairs = zip(tokens[1:], output.prompt_logprobs[1:], probe.logprobs, strict=False)
-        gaps = [abs(by_token[token].logprob - wanted) for token, by_token, wanted in pairs]
-        mean_gap, accepted = sum(gaps) / len(gaps), ACCEPTED_GAP_NATS[self.spec.precision]
-        if not mean_gap <= accepted:
-            self._version = None
-            raise ClusterError(
-                f"{self.spec.name} rank {self.rank}: after loading weights of version {version}, "
-                f"log-probabilities differ from the policy's by {mean_gap:.3g} nats a token on "
-                f"average; accepted at {self.spec.precision}: {accepted:g}. The engine did not "
-                "take the weights over completely: do not train on its samples"
-            )
-        self._unproven = None
+    def _probe_tokens(self) -> list[int]:
+        vocabulary = self._llm.llm_engine.model_config.get_vocab_size()
+        return probe_tokens(vocabulary)[: self.spec.max_sequence_tokens - 1]
 
     def _usable_version(self) -> int:
         if self._version is None:
@@ -265,10 +275,11 @@ def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, An
             "tensor_parallel_size": gpus,
             "gpu_memory_utilization": config.gpu_memory_fraction,
         }
-    from alignment.cluster import weight_transfer
+    from alignment.cluster import vllm_kernels, weight_transfer
 
     weight_transfer.register()
     return arguments | {
+        "ir_op_priority": vllm_kernels.register(),
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "enforce_eager": True,
         # A prompt that is cut rewinds the request's random generator, which CPU ones refuse.

@@ -4,7 +4,6 @@ They satisfy the protocols of `alignment.training.roles`. Batches are shared amo
 ranks here, and the answers put together again in the batch's own row order.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +17,7 @@ from alignment.cluster.carried_folders import Carrier, fetch_folder, send_folder
 from alignment.cluster.generator import GeneratedResponse
 from alignment.cluster.groups import ActorGroup, Call
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
-from alignment.cluster.weights import FolderWeights, WeightProbe
+from alignment.cluster.weights import FolderWeights
 from alignment.errors import ClusterError, DataError
 from alignment.experience import (
     EncodedPrompt,
@@ -210,15 +209,29 @@ class RemoteRollout:
 
     prompts: tuple[EncodedPrompt, ...]
     call: Call
+    probing: Call | None = None
+    """The policy's answer to the probe, if its weights are new to an engine."""
 
     def wait(self) -> Rollout:
-        """The rollout, rows in the order of the prompts; see `Call.wait` for what it raises."""
-        answers = self.call.wait(self.call.group.deadline())
+        """The rollout, rows in the order of the prompts, of engines with the policy's weights.
+
+        Raises:
+            ClusterError: an engine does not come to the policy's log-probabilities. See `Call.wait`
+                for the others.
+        """
+        engines = self.call.group
+        answers = self.call.wait(engines.deadline())
+        if self.probing is not None:
+            probe = self.probing.wait(self.probing.group.deadline())[0]
+            engines.call_each("prove", [(probe,)] * len(answers))
         return _rollout(self.prompts, [response for answer in answers for response in answer])
 
 
 class RemoteGenerator(RemoteRole):
     """Rollout engines, on vLLM."""
+
+    _probing: Call | None = None
+    """What the policy says of the probe, until every engine has come to the same."""
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
@@ -244,7 +257,10 @@ class RemoteGenerator(RemoteRole):
             "generate",
             [(list(prompts[span]), sampling, list(seeds[span])) for span in spans],
         )
-        return RemoteRollout(tuple(prompts), call)
+        rollout = RemoteRollout(tuple(prompts), call, self._probing)
+        if len(spans) == len(self.group):
+            self._probing = None
+        return rollout
 
     def load_weights(self, weights: PolicyWeights | FolderWeights, *, version: int) -> None:
         """Use these weights from now on and stamp later rollouts with `version`.
@@ -259,40 +275,36 @@ class RemoteGenerator(RemoteRole):
             weights.require_current()
             self._load_from(weights.policy.group, version)
             return
+        self._probing = None
         if self.carrier is not None and isinstance(weights.folder, Path):
             weights = FolderWeights(folder=self.carrier.model(weights.folder))
         self.group.call("load_folder", weights, version)
 
     def _load_from(self, policy: ActorGroup, version: int) -> None:
-        probe = self._receive(policy) if policy.gpus_per_rank else self._copy(policy, version)
-        self.group.call("adopt_weights", version, probe)
+        """Engines take the weights; that they have is proved by the next rollout."""
+        if policy.gpus_per_rank:  # over NCCL
+            policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
+        else:
+            self._copy(policy, version)
+        self._probing = policy.submit_to_all("probe")
+        self.group.call("adopt_weights", version, True)
 
-    def _receive(self, policy: ActorGroup) -> WeightProbe:
-        """Take the weights over NCCL; what the policy makes of its probe."""
-        policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
-        probe: WeightProbe = policy.call("probe")[0]
-        return probe
-
-    def _copy(self, policy: ActorGroup, version: int) -> WeightProbe:
+    def _copy(self, policy: ActorGroup, version: int) -> None:
         """Take the weights from Ray's object store, where at most three buckets are at a time.
 
-        Engines load one bucket while the policy copies the one after the next. It computes its
-        probe as soon as they have two to load.
+        Engines load one bucket while the policy copies the next.
         """
         buckets: int = policy.call("count_buckets")[0]
+        copying = policy.submit_to_all("copy_bucket", 0)
         loading = self.group.submit_to_all("begin_update")
-        copying = deque(policy.submit_to_all("copy_bucket", n) for n in range(min(2, buckets)))
-        probing = policy.submit_to_all("probe")
-        for number in range(buckets):
-            bucket = copying.popleft().wait(policy.deadline())[0]
+        for following in range(1, buckets + 1):
+            bucket = copying.wait(policy.deadline())[0]
+            if following < buckets:
+                copying = policy.submit_to_all("copy_bucket", following)
             _wait_for_engines(loading, policy)
             loading = self.group.submit_to_all("load_bucket", bucket)
-            if number + 2 < buckets:
-                copying.append(policy.submit_to_all("copy_bucket", number + 2))
         _wait_for_engines(loading, policy)
         self.group.call("finish_update", version)
-        probe: WeightProbe = probing.wait(policy.deadline())[0]
-        return probe
 
 
 def _wait_for_engines(loading: Call, policy: ActorGroup) -> None:

@@ -34,7 +34,13 @@ from alignment.cluster.process_group import (
 )
 from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.shards import Shard
-from alignment.cluster.weights import WeightBucket, WeightProbe, in_buckets, put_in_store
+from alignment.cluster.weights import (
+    WeightBucket,
+    WeightProbe,
+    in_buckets,
+    probe_tokens,
+    put_in_store,
+)
 from alignment.errors import NumericsError
 from alignment.experience import TokenBatch, batch_from_rows, select_rows
 from alignment.models.loading import load_trainable_module
@@ -53,9 +59,6 @@ from alignment.models.passes import (
 from alignment.models.weight_average import WeightAverage
 from alignment.role_specs import FrozenSpec, TrainableSpec
 from alignment.training.roles import Loss, StepReport
-
-PROBE_TOKENS = 16
-"""Length of the sequence on which a rollout engine proves that it has the policy's weights."""
 
 
 class TrainableActor(ActorOfSomeHost):
@@ -197,12 +200,10 @@ class TrainableActor(ActorOfSomeHost):
     def probe(self) -> WeightProbe:
         """What the present weights make of one sequence; see `WeightProbe`."""
         policy = self._language_model()
-        vocabulary = int(policy.causal_lm.config.vocab_size)
-        drawn = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
+        tokens = probe_tokens(int(policy.causal_lm.config.vocab_size))
         batch = batch_from_rows([tokens[:1]], [tokens[1:]])
         with other_arithmetic(self._engine, policy, precision="float32", temperature=1.0):
-            logprobs = logprobs_of(self._module, batch, tokens=PROBE_TOKENS)
+            logprobs = logprobs_of(self._module, batch, tokens=len(tokens))
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs[0, 1:].tolist()))
 
     @gives_memory_back

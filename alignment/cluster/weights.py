@@ -19,6 +19,9 @@ from alignment.cluster.carried_folders import CarriedFolder
 from alignment.errors import ModelError
 from alignment.models.lora import PublishedWeight
 
+PROBE_TOKENS = 16
+"""Length of the sequence on which a rollout engine proves that it has the policy's weights."""
+
 BUCKET_BYTES = 64 * 2**20
 """Weights travel in pieces of about this size, so that no second whole copy is needed and engines
 load one piece while the policy copies the next."""
@@ -33,13 +36,20 @@ class WeightBucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightProbe:
-    """One sequence, and the log-probability of each token after the first under the weights.
+    """`probe_tokens`, and the log-probability of each after the first under the weights.
 
     Float32 arithmetic, temperature 1. Whoever loads the weights must come to the same numbers.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+
+
+def probe_tokens(vocabulary: int) -> list[int]:
+    """The sequence of a vocabulary of this size that policy and engines are asked about."""
+    drawn = torch.Generator().manual_seed(0)
+    tokens: list[int] = torch.randint(vocabulary, (PROBE_TOKENS,), generator=drawn).tolist()
+    return tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -236,14 +236,28 @@ class SabotagedGenerator(GeneratorActor):
         self._llm.reset_prefix_cache()
 
     def own_probe(self, folder: Path) -> WeightProbe:
-        tokens = [7, 11, 13, 17, 19, 23]
+        tokens = self._probe_tokens()
         batch = batch_from_rows([tokens[:1]], [tokens[1:]])
         outputs = load_language_model(folder)(batch.token_ids, batch.response_mask)
         logprobs = outputs.new_logprobs[0, 1:].tolist()
         return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs))
 
-    def ask_for_proof(self, probe: WeightProbe) -> None:
-        self._unproven = probe
+    def norms(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> tuple[list[str], list[torch.Tensor]]:
+        """Who answers for the norm of x, and it; then the norm of both's sum, and that sum."""
+        from vllm import ir
+
+        providers = [
+            ir.ops.rms_norm.dispatch(x, weight, epsilon).provider,
+            ir.ops.fused_add_rms_norm.dispatch(x, residual, weight, epsilon).provider,
+        ]
+        alone = ir.ops.rms_norm(x, weight, epsilon)
+        summed = ir.ops.fused_add_rms_norm(x, residual, weight, epsilon)
+        return providers, [alone, *summed]
+
+    def ask_for_proof(self) -> None:
+        self._is_unproven = True
 
 
 class GlooCommunicator:

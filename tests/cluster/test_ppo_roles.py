@@ -215,6 +215,33 @@ def test_weights_of_before_a_step_are_refused(ppo_roles: PPORoles) -> None:
     assert rollout.policy_version.tolist() == [6] * 2, "a refusal changes nothing"
 
 
+def test_an_engine_with_other_weights_than_the_policys_gives_no_rollout(
+    ppo_roles: PPORoles,
+) -> None:
+    policy, generator = ppo_roles.policy, ppo_roles.generator
+    [engine] = generator.group.actors  # type: ignore[attr-defined]
+
+    def spoil(actor: Any) -> None:
+        actor._llm.apply_model(lambda model: model.model.norm.weight.data.mul_(0.5))
+
+    def sampled() -> list[int]:
+        prompts = random_prompts(2, tokens=20, seed=4)
+        rollout = generator.generate(prompts, Sampling(max_response_tokens=3), seeds=range(2))
+        return rollout.policy_version.tolist()
+
+    generator.load_weights(policy.weights(), version=8)
+    ray.get(engine.__ray_call__.remote(spoil))
+    with pytest.raises(ClusterError, match="of version 8, log-probabilities differ from the pol"):
+        sampled()
+    with pytest.raises(ClusterError, match="the last weight update broke off"):
+        sampled()
+    generator.load_weights(policy.weights(), version=9)
+    assert sampled() == [9, 9]
+    ray.get(engine.__ray_call__.remote(spoil))
+    assert sampled() == [9, 9], "proved once"
+    generator.load_weights(policy.weights(), version=10)
+
+
 def test_weights_of_a_folder_replace_the_policys(
     ppo_roles: PPORoles, tmp_path: Path, tiny_model: Path
 ) -> None:

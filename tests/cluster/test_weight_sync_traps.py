@@ -105,12 +105,15 @@ def test_an_engine_that_did_not_take_the_weights_is_found_out(
     RemoteGenerator(group).load_weights(weights_from_folder(tiny_model), version=1)
     alone = generate(group)
     [probe] = group.call("own_probe", tiny_model)
-    group.call("ask_for_proof", probe)
-    assert torch.equal(generate(group).token_ids, alone.token_ids)
     false = type(probe)(token_ids=probe.token_ids, logprobs=tuple(x - 0.01 for x in probe.logprobs))
-    group.call("ask_for_proof", false)
+    group.call("ask_for_proof")
+    assert torch.equal(generate(group).token_ids, alone.token_ids)
+    group.call("prove", probe)
+    group.call("prove", false)  # proved once, for all rollouts of these weights
+    group.call("ask_for_proof")
+    generate(group)
     with pytest.raises(ClusterError, match=r"differ from the policy's by 0\.01 nats a token"):
-        generate(group)
+        group.call("prove", false)
     with pytest.raises(ClusterError, match="the last weight update broke off"):
         generate(group)
     with pytest.raises(ClusterError, match=r"version 2 lack \d+ of the engine's parameters"):
@@ -119,3 +122,29 @@ def test_an_engine_that_did_not_take_the_weights_is_found_out(
         generate(group)
     RemoteGenerator(group).load_weights(weights_from_folder(tiny_model), version=3)
     assert torch.equal(generate(group).policy_version, torch.full((4,), 3))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.04)])
+def test_the_norm_is_vllms_kernel_and_right(
+    group: ActorGroup, dtype: torch.dtype, error: float
+) -> None:
+    drawn = torch.Generator().manual_seed(3)
+    x, residual = (torch.randn(33, 48, generator=drawn).to(dtype) for _ in range(2))
+    weight = torch.rand(48, generator=drawn).to(dtype)
+    [(providers, said)] = group.call("norms", x, residual, weight, 1e-5)
+    assert providers == ["alignflow_cpu"] * 2
+    total = x.double() + residual.double()
+    for got, wanted in zip(said, (normed(x, weight), normed(total, weight), total), strict=True):
+        assert got.dtype == dtype
+        assert float((got.double() - wanted).abs().max()) < error
+    # rows with gaps between them, which the kernel would misread
+    [(providers, said)] = group.call("norms", x[:, ::2], residual[:, ::2], weight[::2], 1e-5)
+    assert providers == ["native"] * 2
+    torch.testing.assert_close(
+        said[0].double(), normed(x[:, ::2], weight[::2]), atol=error, rtol=0.0
+    )
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
