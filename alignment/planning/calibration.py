@@ -89,14 +89,14 @@ CPU_MEMORY_BANDWIDTH = 20e9
 CPU_SPEED = Speed(
     # Fitted to the quickstart's PPO steps on that Xeon, 2026-11-30, with nothing beside: median
     # step 25.0 s, shares of its phases in tests/planning/test_step_time.py. Decoding also to
-    # rollouts of 32 sequences of 64 tokens.
+    # rollouts of 32 sequences of 64 tokens, the sync to another run of the day.
     train_share=0.66,
     forward_share=0.75,
     prefill_share=0.80,
     decode_share=0.40,
     memory_share=0.50,
     decode_step_s=0.040,
-    sync_bytes_per_s=0.65e9,
+    sync_bytes_per_s=0.9e9,
     sync_s=0.1,
     collective_bytes_per_s=1e9,
     call_s=0.1,
