@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 
 from flows.manifest import Artifact
 from flows.run_context import RunContext
@@ -48,8 +49,24 @@ def stage_task(stage: StageT) -> StageT:
 
     @wraps(stage)
     def call(run: RunContext, *inputs: Any) -> Artifact:
-        artifact: Artifact = as_task(run, *inputs)
+        try:
+            artifact: Artifact = as_task(run, *inputs)
+        except Exception as error:
+            raise_termination_behind(error)
+            raise
         run.stop_if_only(artifact)
         return artifact
 
     return cast(StageT, call)
+
+
+def raise_termination_behind(error: BaseException) -> None:
+    """Raise the SIGTERM that `error` took the place of, if there is one.
+
+    Prefect 3.7 fails with an error of its own where the signal comes while it creates a task's run.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, TerminationSignal):
+        behind = behind.__cause__ or behind.__context__
+    if behind is not None:
+        raise behind

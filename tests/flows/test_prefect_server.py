@@ -68,9 +68,9 @@ SCRIPT = """
 """
 
 
-def start_script(home, end):
+def start_script(home, end, script=SCRIPT):
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(home), end],
+        [sys.executable, "-c", textwrap.dedent(script), str(home), end],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,6 +84,49 @@ def test_flows_run_and_nothing_is_left(home, environ):
     assert process.returncode == 0, errors
     assert output == "5 5\n"
     assert (home / "prefect.db").stat().st_size > 0
+    wait_until_no_process_is_left(environ[MARK])
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    from pathlib import Path
+    from types import SimpleNamespace
+    from flows.interruption import interruptible
+    from flows.prefect_server import prefect_api, without_heartbeats
+
+    with prefect_api(Path(sys.argv[1])) as server:
+        import prefect.task_engine
+        from prefect import flow
+        from flows.stage_tasks import stage_task
+
+        create = prefect.task_engine._create_task_run_locally
+
+        def terminated(*arguments, **named):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return create(*arguments, **named)
+
+        def a_stage(run):
+            print("was begun", flush=True)
+
+        @flow
+        def outer():
+            options = SimpleNamespace(dashboard=None)
+            stage_task(a_stage)(SimpleNamespace(options=options, stop_if_only=print))
+
+        prefect.task_engine._create_task_run_locally = terminated
+        server.wait_until_ready()
+        try:
+            with interruptible(), without_heartbeats():
+                outer()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+"""
+
+
+def test_a_termination_while_a_task_is_created_is_an_interruption(home, environ):
+    process = start_script(home, "end", script=INTERRUPTED)
+    output, errors = process.communicate(timeout=300)
+    assert output == "interrupted\n", errors
     wait_until_no_process_is_left(environ[MARK])
 
 
