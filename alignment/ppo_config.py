@@ -159,7 +159,8 @@ class PPOConfig(TrainingConfig):
     minibatch of the update sees."""
     sampler_correction: SamplerCorrectionConfig | None = None
     sampler_gap_limit_nats: Positive | None = None
-    """Alarm: the run stops before an update if mean |sampler - trainer| a token is beyond it."""
+    """Alarm: the run stops before an update if mean |sampler - trainer| a token is beyond it; with
+    `old_logprobs = "sampler"` that of the step's first minibatch, of the policy."""
     kl_budget_nats: Positive = 8.0
     """Per sequence; a batch beyond it stops the update before weights are published."""
     update_kl_limit_nats: Positive | None = None

@@ -65,8 +65,10 @@ def raise_termination_behind(error: BaseException) -> None:
 
     Prefect 3.7 fails with an error of its own where the signal comes while it creates a task's run.
     """
+    seen: set[int] = set()
     behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, TerminationSignal):
+    while behind is not None and id(behind) not in seen:
+        if isinstance(behind, TerminationSignal):
+            raise behind
+        seen.add(id(behind))
         behind = behind.__cause__ or behind.__context__
-    if behind is not None:
-        raise behind

@@ -44,6 +44,44 @@ class GeneratedResponse:
     policy_version: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeAnswer:
+    """What an engine with weights of a version made of the probe, maybe cut to its context."""
+
+    version: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    accepted_gap_nats: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One engine's responses, and its answer to the probe if its weights are a policy's."""
+
+    responses: list[GeneratedResponse]
+    answer: ProbeAnswer | None
+
+
+def require_same_answer(answer: ProbeAnswer | None, probe: WeightProbe, *, engine: str) -> None:
+    """Raise ClusterError unless the engine said of the probe what the policy says."""
+    if answer is None or answer.token_ids != probe.token_ids[: len(answer.token_ids)]:
+        raise ClusterError(
+            f"{engine} was asked {'nothing' if answer is None else answer.token_ids} where the "
+            f"policy was asked {probe.token_ids}: whether it has the policy's weights is unknown. "
+            "Load weights again, from a policy of the engine's own vocabulary"
+        )
+    pairs = zip(answer.logprobs, probe.logprobs, strict=False)
+    gaps = [abs(said - wanted) for said, wanted in pairs]
+    mean_gap = sum(gaps) / len(gaps)
+    if not mean_gap <= answer.accepted_gap_nats:
+        raise ClusterError(
+            f"{engine}: after loading weights of version {answer.version}, log-probabilities "
+            f"differ from the policy's by {mean_gap:.3g} nats a token on average; accepted: "
+            f"{answer.accepted_gap_nats:g}. The engine did not take the weights over completely: "
+            "do not train on its samples"
+        )
+
+
 class GeneratorActor(ActorOfSomeHost):
     """One vLLM engine on no GPU, one, or several (tensor parallel)."""
 
@@ -55,9 +93,8 @@ class GeneratorActor(ActorOfSomeHost):
         self._sampled_versions: set[int] = set()
         self._llm: Any = None
         self._is_updating = False
-        self._is_unproven = False
-        self._said: list[float] | None = None
-        """What the engine made of the probe's tokens after the first, until it is compared."""
+        self._is_probed = False
+        self._answer: ProbeAnswer | None = None
 
     def start(self) -> None:
         """Load the model into vLLM."""
@@ -75,11 +112,11 @@ class GeneratorActor(ActorOfSomeHost):
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[GeneratedResponse]:
+    ) -> Sampled:
         """One response a prompt, in order, each drawn with its own seed.
 
-        The first after a policy's weights came has the probe among its prompts, for `prove`: alone
-        it would cost as much as a tenth of the update.
+        The first after a policy's weights came answers the probe before: a weight update need not
+        wait for it, and every rollout of these weights brings the answer along.
 
         Raises:
             DataError: a prompt and its response would not fit the context.
@@ -87,20 +124,16 @@ class GeneratorActor(ActorOfSomeHost):
         """
         version = self._usable_version()
         self._require_room(prompts, sampling)
-        texts = [list(prompt.token_ids) for prompt in prompts]
-        parameters = [self._sampling_parameters(sampling, seed) for seed in seeds]
-        if self._is_unproven:
-            texts.append(self._probe_tokens())
-            parameters.append(_probe_parameters())
+        if self._is_probed and self._answer is None:
+            self._answer = self._answer_probe(version)
         outputs = self._llm.generate(
-            [{"prompt_token_ids": tokens} for tokens in texts], parameters, use_tqdm=False
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            [self._sampling_parameters(sampling, seed) for seed in seeds],
+            use_tqdm=False,
         )
-        if self._is_unproven:
-            told = zip(texts[-1][1:], outputs.pop().prompt_logprobs[1:], strict=True)
-            self._said = [by_token[token].logprob for token, by_token in told]
-            self._is_unproven = False
         self._sampled_versions.add(version)
-        return [_response(output.outputs[0], version) for output in outputs]
+        responses = [_response(output.outputs[0], version) for output in outputs]
+        return Sampled(responses=responses, answer=self._answer)
 
     def load_folder(self, weights: FolderWeights, version: int) -> None:
         """Replace the weights by a folder's, and everything computed from the old ones.
@@ -147,36 +180,15 @@ class GeneratorActor(ActorOfSomeHost):
         self._version = None
         getattr(self._llm, operation)(*arguments)
 
-    def prove(self, probe: WeightProbe) -> None:
-        """Compare what the first `generate` after an update made of the probe with the policy's.
-
-        Raises:
-            ClusterError: they differ; the engine refuses to generate from then on.
-        """
-        if self._said is None:
-            return
-        pairs = zip(self._said, probe.logprobs, strict=False)  # a short context cuts the engine's
-        gaps = [abs(said - wanted) for said, wanted in pairs]
-        mean_gap, accepted = sum(gaps) / len(gaps), ACCEPTED_GAP_NATS[self.spec.precision]
-        if not mean_gap <= accepted:
-            version, self._version = self._version, None
-            raise ClusterError(
-                f"{self.spec.name} rank {self.rank}: after loading weights of version {version}, "
-                f"log-probabilities differ from the policy's by {mean_gap:.3g} nats a token on "
-                f"average; accepted at {self.spec.precision}: {accepted:g}. The engine did not "
-                "take the weights over completely: do not train on its samples"
-            )
-        self._said = None
-
     def adopt_weights(self, version: int, is_probed: bool) -> None:
         """Put right what a weight update leaves stale, and use the result.
 
-        If a policy tells a probe, what the next `generate` makes of it is kept for `prove`.
+        `is_probed`: a policy will say what these weights make of the probe.
         """
         if self.device.type == "cpu":
             self._llm.apply_model(_repack_tied_head)
         self._llm.reset_prefix_cache()
-        self._is_unproven, self._said = is_probed, None
+        self._is_probed, self._answer = is_probed, None
         self._version = version
 
     def describe(self) -> dict[str, Any]:
@@ -210,9 +222,23 @@ class GeneratorActor(ActorOfSomeHost):
         self._version = None
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
-    def _probe_tokens(self) -> list[int]:
+    def _answer_probe(self, version: int) -> ProbeAnswer:
+        from vllm import SamplingParams
+
         vocabulary = self._llm.llm_engine.model_config.get_vocab_size()
-        return probe_tokens(vocabulary)[: self.spec.max_sequence_tokens - 1]
+        tokens = probe_tokens(vocabulary)[: self.spec.max_sequence_tokens - 1]
+        [output] = self._llm.generate(
+            {"prompt_token_ids": tokens},
+            SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+            use_tqdm=False,
+        )
+        pairs = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
+        return ProbeAnswer(
+            version=version,
+            token_ids=tuple(tokens),
+            logprobs=tuple(float(by_token[token].logprob) for token, by_token in pairs),
+            accepted_gap_nats=ACCEPTED_GAP_NATS[self.spec.precision],
+        )
 
     def _usable_version(self) -> int:
         if self._version is None:
@@ -245,12 +271,6 @@ class GeneratorActor(ActorOfSomeHost):
             ignore_eos=True,
             detokenize=False,
         )
-
-
-def _probe_parameters() -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
 
 
 def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, Any]:

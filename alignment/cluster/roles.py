@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignment.cluster.carried_folders import Carrier, fetch_folder, send_folder
-from alignment.cluster.generator import GeneratedResponse
+from alignment.cluster.generator import GeneratedResponse, Sampled, require_same_answer
 from alignment.cluster.groups import ActorGroup, Call
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
 from alignment.cluster.weights import FolderWeights
@@ -210,7 +210,7 @@ class RemoteRollout:
     prompts: tuple[EncodedPrompt, ...]
     call: Call
     probing: Call | None = None
-    """The policy's answer to the probe, if its weights are new to an engine."""
+    """The policy's answer to the probe, if the weights that sample are a policy's."""
 
     def wait(self) -> Rollout:
         """The rollout, rows in the order of the prompts, of engines with the policy's weights.
@@ -220,18 +220,19 @@ class RemoteRollout:
                 for the others.
         """
         engines = self.call.group
-        answers = self.call.wait(engines.deadline())
+        sampled: list[Sampled] = self.call.wait(engines.deadline())
         if self.probing is not None:
             probe = self.probing.wait(self.probing.group.deadline())[0]
-            engines.call_each("prove", [(probe,)] * len(answers))
-        return _rollout(self.prompts, [response for answer in answers for response in answer])
+            for rank, one in enumerate(sampled):
+                require_same_answer(one.answer, probe, engine=f"{engines.role} rank {rank}")
+        return _rollout(self.prompts, [response for one in sampled for response in one.responses])
 
 
 class RemoteGenerator(RemoteRole):
     """Rollout engines, on vLLM."""
 
     _probing: Call | None = None
-    """What the policy says of the probe, until every engine has come to the same."""
+    """What the policy whose weights are in use says of the probe."""
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, *, seeds: Sequence[int]
@@ -257,10 +258,7 @@ class RemoteGenerator(RemoteRole):
             "generate",
             [(list(prompts[span]), sampling, list(seeds[span])) for span in spans],
         )
-        rollout = RemoteRollout(tuple(prompts), call, self._probing)
-        if len(spans) == len(self.group):
-            self._probing = None
-        return rollout
+        return RemoteRollout(tuple(prompts), call, self._probing)
 
     def load_weights(self, weights: PolicyWeights | FolderWeights, *, version: int) -> None:
         """Use these weights from now on and stamp later rollouts with `version`.
@@ -269,19 +267,19 @@ class RemoteGenerator(RemoteRole):
             ModelError: a folder's weights are of another shape; nothing was changed.
             ClusterError: the policy has changed since it was asked for its weights, or weights
                 were missing. See `Call.wait` for the others. Whether an engine comes to the
-                policy's log-probabilities shows in the next `generate`.
+                policy's log-probabilities is what each `generate` looks at.
         """
         if isinstance(weights, PolicyWeights):
             weights.require_current()
             self._load_from(weights.policy.group, version)
             return
-        self._probing = None
         if self.carrier is not None and isinstance(weights.folder, Path):
             weights = FolderWeights(folder=self.carrier.model(weights.folder))
         self.group.call("load_folder", weights, version)
+        self._probing = None
 
     def _load_from(self, policy: ActorGroup, version: int) -> None:
-        """Engines take the weights; that they have is proved by the next rollout."""
+        """Engines take the weights; that they have is proved by each rollout of them."""
         if policy.gpus_per_rank:  # over NCCL
             policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
         else:

@@ -12,6 +12,9 @@ from vllm.platforms import current_platform
 
 PROVIDER = "alignflow_cpu"
 
+VECTOR = 16
+"""Elements that the kernel takes at a time; it refuses rows of other widths (8 in bfloat16)."""
+
 
 def register() -> dict[str, list[str]]:
     """Make the provider known in this process; the norms to use it for, empty where there is none.
@@ -55,8 +58,8 @@ def fused_add_rms_norm(
 def _takes(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    """The kernel reads rows that lie one after the other, weighted, and takes whole rows' norms."""
-    is_plain = x.is_contiguous() and variance_size is None
+    """The kernel takes whole weighted rows that lie one after the other, of whole vectors."""
+    is_plain = x.is_contiguous() and variance_size is None and x.shape[-1] % VECTOR == 0
     return is_plain and weight is not None and weight.is_contiguous() and weight.dtype == x.dtype
 
 

@@ -90,7 +90,8 @@ def check_scored(scored: ScoredRollout, config: PPOConfig, *, step: int) -> floa
     """
     require_one_each("reward-model scores", scored.scores, len(scored.token_ids), step=step)
     require_finite_rows("reward-model score", scored.scores, step=step)
-    require_finite_rows("policy log-probability", scored.old_logprobs, step=step)
+    whose = "policy" if config.old_logprobs == "trainer" else "sampler"
+    require_finite_rows(f"{whose} log-probability", scored.old_logprobs, step=step)
     require_finite_rows("reference log-probability", scored.reference_logprobs, step=step)
     require_finite_rows("critic value", scored.old_values, step=step)
     require_finite_rows("critic value after the end", scored.end_values, step=step)

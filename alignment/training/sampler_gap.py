@@ -2,7 +2,8 @@
 
 Where the ratio starts from the trainer's, both have read the whole rollout before the update.
 Where it starts from the sampler's (`ppo.old_logprobs`), the first minibatch shows the gap: its
-log-ratio is taken at the weights that sampled.
+log-ratio is taken at the weights that sampled (with `ppo.overlap`, one update later). While the
+critic warms up there is no such minibatch, and no gap is told.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,11 +37,14 @@ def require_small_gap(config: PPOConfig, gap: Mapping[str, float], *, step: int)
     """Raise NumericsError if the mean gap is beyond `ppo.sampler_gap_limit_nats`."""
     mean, limit = gap["ppo/sampler_gap_mean"], config.sampler_gap_limit_nats
     if limit is not None and not mean <= limit:
+        other = 'set `ppo.sampler_correction`, or take `ppo.old_logprobs = "sampler"`'
+        if config.old_logprobs == "sampler":
+            other = 'take `ppo.old_logprobs = "trainer"`'
         raise NumericsError(
             f"sampler and trainer differ by {mean:.2e} nats a token (largest "
             f"{gap['ppo/sampler_gap_max']:.2e}) at step {step}, over `ppo.sampler_gap_limit_nats` "
-            f"{limit:.2e}; the weights are as before. Compare `cluster.generator_precision` with "
-            "`ppo.precision`, set `ppo.sampler_correction`, or raise the limit"
+            f"{limit:.2e}; the policy's weights are as before. Compare "
+            f"`cluster.generator_precision` with `ppo.precision`, {other}, or raise the limit"
         )
 
 

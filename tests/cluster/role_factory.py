@@ -21,7 +21,7 @@ from alignment.cluster.process_identity import identity_of
 from alignment.cluster.processes import actor_environment
 from alignment.cluster.session import Cluster
 from alignment.cluster.trainable import TrainableActor
-from alignment.cluster.weights import WeightBucket, WeightProbe
+from alignment.cluster.weights import WeightBucket
 from alignment.config import ClusterConfig, OptimizerConfig, RoleResources, TrainingConfig
 from alignment.errors import NumericsError
 from alignment.experience import EncodedPrompt, TokenBatch, batch_from_rows
@@ -235,13 +235,6 @@ class SabotagedGenerator(GeneratorActor):
     def reset_cache(self) -> None:
         self._llm.reset_prefix_cache()
 
-    def own_probe(self, folder: Path) -> WeightProbe:
-        tokens = self._probe_tokens()
-        batch = batch_from_rows([tokens[:1]], [tokens[1:]])
-        outputs = load_language_model(folder)(batch.token_ids, batch.response_mask)
-        logprobs = outputs.new_logprobs[0, 1:].tolist()
-        return WeightProbe(token_ids=tuple(tokens), logprobs=tuple(logprobs))
-
     def norms(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
     ) -> tuple[list[str], list[torch.Tensor]]:
@@ -255,9 +248,6 @@ class SabotagedGenerator(GeneratorActor):
         alone = ir.ops.rms_norm(x, weight, epsilon)
         summed = ir.ops.fused_add_rms_norm(x, residual, weight, epsilon)
         return providers, [alone, *summed]
-
-    def ask_for_proof(self) -> None:
-        self._is_unproven = True
 
 
 class GlooCommunicator:

@@ -98,24 +98,10 @@ def test_the_prefix_cache_stays_stale_unless_reset(
     assert gap_to(tiny_model, generate(group, seed=50)) < 1e-4
 
 
-def test_an_engine_that_did_not_take_the_weights_is_found_out(
+def test_an_engine_that_did_not_take_all_weights_is_found_out(
     group: ActorGroup, tiny_model: Path
 ) -> None:
-    """A probe sequence travels with a policy's weights; an engine that disagrees gives nothing."""
     RemoteGenerator(group).load_weights(weights_from_folder(tiny_model), version=1)
-    alone = generate(group)
-    [probe] = group.call("own_probe", tiny_model)
-    false = type(probe)(token_ids=probe.token_ids, logprobs=tuple(x - 0.01 for x in probe.logprobs))
-    group.call("ask_for_proof")
-    assert torch.equal(generate(group).token_ids, alone.token_ids)
-    group.call("prove", probe)
-    group.call("prove", false)  # proved once, for all rollouts of these weights
-    group.call("ask_for_proof")
-    generate(group)
-    with pytest.raises(ClusterError, match=r"differ from the policy's by 0\.01 nats a token"):
-        group.call("prove", false)
-    with pytest.raises(ClusterError, match="the last weight update broke off"):
-        generate(group)
     with pytest.raises(ClusterError, match=r"version 2 lack \d+ of the engine's parameters"):
         group.call("load_one_bucket_of_two", tiny_model)
     with pytest.raises(ClusterError, match="the last weight update broke off"):
@@ -143,6 +129,10 @@ def test_the_norm_is_vllms_kernel_and_right(
     torch.testing.assert_close(
         said[0].double(), normed(x[:, ::2], weight[::2]), atol=error, rtol=0.0
     )
+    # rows that are no whole number of the kernel's vectors, which it refuses
+    odd = [part[:, :36].contiguous() for part in (x, residual)]
+    [(providers, _)] = group.call("norms", *odd, weight[:36].contiguous(), 1e-5)
+    assert providers == ["native"] * 2
 
 
 def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
