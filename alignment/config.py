@@ -259,6 +259,9 @@ class ClusterConfig(Settings):
     machines is refused."""
     threads: Count = 2
     """Compute threads of each role."""
+    side_by_side: bool = False
+    """On CPUs, PPO's policy, critic, reference and reward model work at the same time with half of
+    `threads` each, not in turn with all of them: faster, for more memory at one moment."""
     object_store_gib: Positive = 1.5
     policy: RoleResources = RoleResources()
     critic: RoleResources = RoleResources()
@@ -269,8 +272,8 @@ class ClusterConfig(Settings):
     reward_model: RoleResources = RoleResources()
     generator: RoleResources = RoleResources()
     generator_precision: Precision = "float32"
-    kv_cache_gib: Count = 1
-    """KV cache of each rollout engine on CPU."""
+    kv_cache_gib: Positive = 1.0
+    """KV cache of each rollout engine on CPU; `alignflow plan` tells what a sequence takes."""
     gpu_memory_fraction: Fraction = 0.9
     """Share of each GPU's memory that a rollout engine takes."""
     start_timeout_s: Positive = 300.0

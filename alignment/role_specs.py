@@ -4,11 +4,18 @@
 sequence of specs and return the started roles by name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignment.config import OptimizerConfig, Precision, RoleResources, TrainingConfig
+from alignment.config import (
+    ClusterConfig,
+    OptimizerConfig,
+    Precision,
+    RoleResources,
+    TrainingConfig,
+)
 
 ONE_PROCESS = RoleResources()
 
@@ -78,3 +85,22 @@ RoleSpec = TrainableSpec | FrozenSpec | GeneratorSpec
 def shares_with(spec: RoleSpec) -> str | None:
     """The role whose processes answer for this one; None if it has its own."""
     return spec.adapter_off if isinstance(spec, FrozenSpec) else None
+
+
+def is_side_by_side(specs: Sequence[RoleSpec], config: ClusterConfig) -> bool:
+    """Whether the CPU roles among `specs`, which start together, work at the same time: they are
+    set to, and more than one of them trains.
+    """
+    trained = [
+        spec
+        for spec in specs
+        if isinstance(spec, TrainableSpec) and not spec.resources.gpus_per_rank
+    ]
+    return config.side_by_side and len(trained) > 1
+
+
+def threads_of(spec: RoleSpec, specs: Sequence[RoleSpec], config: ClusterConfig) -> int:
+    """Compute threads of each rank of a role that starts together with `specs`."""
+    if isinstance(spec, GeneratorSpec) or not is_side_by_side(specs, config):
+        return config.threads
+    return max(1, config.threads // 2)

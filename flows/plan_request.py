@@ -9,7 +9,7 @@ from alignment.planning.memory import BatchSizes
 from alignment.planning.model_shapes import ModelShape
 from alignment.planning.plan import StageRequest
 from alignment.planning.step_time import StepWork
-from alignment.role_specs import FrozenSpec, RoleSpec, TrainableSpec
+from alignment.role_specs import FrozenSpec, RoleSpec, TrainableSpec, is_side_by_side
 from flows.stages.ppo import ppo_role_specs
 
 STARTER_PROMPT_TOKENS = 16.0
@@ -78,6 +78,7 @@ def stage_requests(
 def step_work(config: PipelineConfig, lengths: Lengths) -> StepWork:
     """One PPO step of the configuration."""
     ppo = config.ppo
+    specs = ppo_role_specs(config, _NO_FOLDER, _NO_FOLDER, seed=0)
     return StepWork(
         sequences=ppo.sequences_per_step,
         prompt_tokens=lengths.mean_prompt,
@@ -87,6 +88,7 @@ def step_work(config: PipelineConfig, lengths: Lengths) -> StepWork:
         epochs=ppo.epochs,
         updates_in_turn=ppo.update_kl_limit_nats is not None,
         asks_policy=ppo.old_logprobs == "trainer",
+        side_by_side=is_side_by_side(specs, config.cluster),
     )
 
 

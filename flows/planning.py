@@ -1,6 +1,7 @@
 """The plan of a run, before anything starts: made, printed as JSON, and enforced."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from alignment.config import PipelineConfig
@@ -9,13 +10,23 @@ from alignment.planning.alternatives import Alternative
 from alignment.planning.known_shapes import KNOWN_SHAPES, shape_named, shape_of_source
 from alignment.planning.machines import Machines, local_machine
 from alignment.planning.model_shapes import ModelShape
-from alignment.planning.plan import StagePlan, plan_stage, require_room, tight_places
-from alignment.planning.step_time import phase_seconds, step_seconds
+from alignment.planning.plan import (
+    StagePlan,
+    StageRequest,
+    plan_stage,
+    require_room,
+    tight_places,
+)
+from alignment.planning.step_time import StepWork, phase_seconds, step_seconds
+from alignment.role_specs import is_side_by_side
 from flows.engines import why_no_several_machines
 from flows.plan_alternatives import run_alternatives
 from flows.plan_request import Lengths, lengths_of, stage_requests, step_work
 
 PLAN_SCHEMA_VERSION = 1
+
+WORTH_A_NOTE = 0.95
+"""Another order of the roles is told of if it takes at most this part of the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,7 @@ class RunPlan:
     phases_s: dict[str, float]
     """Of one PPO step; empty if a role asks for GPUs the machines do not have."""
     step_s: float
-    """Of one PPO step: phases on GPUs of their own run at the same time."""
+    """Of one PPO step: phases on GPUs or threads of their own run at the same time."""
     steps: int
     alternatives: tuple[tuple[Alternative, dict[str, Any]], ...]
     """Other ways to run PPO, each with every setting to change, those of earlier stages too."""
@@ -89,7 +100,7 @@ def make_plan(
         step_s=step_seconds(phases, ppo.specs, work),
         steps=config.ppo.steps,
         alternatives=tuple(run_alternatives(config, shape, lengths, machines)),
-        notes=tuple(_notes(config, machines)),
+        notes=(*_notes(config, machines), *_other_order(config, ppo, work, machines, phases)),
         refusal=why_no_several_machines(
             config.cluster, len(machines.nodes), config.run.shared_store
         ),
@@ -182,6 +193,31 @@ def _shape_of(config: PipelineConfig) -> ModelShape:
             f"model; name its shape with --model-shape: {', '.join(KNOWN_SHAPES)}"
         )
     return shape
+
+
+def _other_order(
+    config: PipelineConfig,
+    ppo: StageRequest,
+    work: StepWork,
+    machines: Machines,
+    phases_s: Mapping[str, float],
+) -> list[str]:
+    """Whether `cluster.side_by_side` had better be the other way round."""
+    if not is_side_by_side(ppo.specs, config.cluster.model_copy(update={"side_by_side": True})):
+        return []
+    other = replace(work, side_by_side=not work.side_by_side)
+    seconds = phase_seconds(ppo.specs, ppo.shapes, other, machines, threads=config.cluster.threads)
+    now, then = (
+        step_seconds(of, ppo.specs, how) for of, how in ((phases_s, work), (seconds, other))
+    )
+    if then > WORTH_A_NOTE * now:
+        return []
+    value = str(other.side_by_side).lower()
+    cost = " (and need the memory of all roles at once)" if other.side_by_side else ""
+    return [
+        f"with `cluster.side_by_side = {value}` a PPO step would take {then:.3g} s, not {now:.3g}"
+        + cost
+    ]
 
 
 def _notes(config: PipelineConfig, machines: Machines) -> list[str]:

@@ -7,6 +7,7 @@ is tied to the embeddings; everywhere, the prefix cache.
 
 import gc
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,15 @@ class GeneratorActor(ActorOfSomeHost):
 
         self._end_of_turn = end_of_turn_id(load_tokenizer(spec.model_folder))
         self._shapes = weight_shapes(spec.model_folder)
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would go before the argument
         engine = _vllm_engine()
         # It would log a traceback about the tokenizer that it is told not to load.
         logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
         self._llm = engine(**engine_arguments(spec, self.config))
+        if self.device.type == "cpu":
+            from alignment.cluster.vllm_sampling import draw_by_inversion
+
+            self._llm.collective_rpc(draw_by_inversion)
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, seeds: Sequence[int]
@@ -302,6 +308,7 @@ def engine_arguments(spec: GeneratorSpec, config: ClusterConfig) -> dict[str, An
         "ir_op_priority": vllm_kernels.register(),
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         # A prompt that is cut rewinds the request's random generator, which CPU ones refuse.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, spec.max_sequence_tokens),

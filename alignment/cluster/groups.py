@@ -85,18 +85,21 @@ class ActorGroup:
         call_timeout_s: float,
         logs: Path,
         gpus_per_rank: int = 0,
+        side_by_side: bool = False,
     ) -> None:
         self.role = role
         self.actors = list(actors)
         self.logs = logs
         self.gpus_per_rank = gpus_per_rank
+        self.side_by_side = side_by_side
         self._call_timeout_s = call_timeout_s
         self._pids: dict[int, int] = {}
         self._hosts: dict[int, str] = {}
         self._processes: dict[int, ProcessIdentity] = {}
         self._lost: str | None = None
         self.devices: frozenset[str] | None = None
-        """GPUs of the ranks or, of ranks on CPUs, their hosts; None until they have told."""
+        """GPUs of the ranks or, of ranks on CPUs, their hosts (there their own threads, if
+        roles work side by side); None until they have told."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -142,9 +145,10 @@ class ActorGroup:
         record_processes(self.logs.resolve().parents[1], self._processes.values())
 
     def _devices_of(self, facts: dict[str, Any]) -> list[str]:
-        """Ranks on CPUs of one host share them, whatever they have reserved."""
+        """Roles on CPUs of one host share them, unless each has a part of the threads."""
         visible = facts.get("cuda_visible_devices", "") if self.gpus_per_rank else ""
-        named = [f"GPU {gpu}" for gpu in visible.split(",")] if visible else ["CPU"]
+        cpu = f"threads of {self.role}" if self.side_by_side else "CPU"
+        named = [f"GPU {gpu}" for gpu in visible.split(",")] if visible else [cpu]
         return [f"{facts.get('host')} {device}" for device in named]
 
     def explain(

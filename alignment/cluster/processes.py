@@ -14,18 +14,16 @@ import torch
 
 from alignment.cluster.process_identity import identity_of
 from alignment.code_digest import code_digest
-from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
 from alignment.exactness import arithmetic_facts
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Weights and activations in pages of 2 MiB, where the system gives them: fewer faults, and fewer
-look-ups for an engine that reads all its weights for each token."""
-
 CPU_MEMORY = {
-    "GLIBC_TUNABLES": f"{HUGE_PAGES}:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1073741824"
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"
+    ":glibc.malloc.trim_threshold=1073741824"
 }
-"""Keep freed activations instead of returning them to the system and faulting them in again:
+"""Weights and activations in pages of 2 MiB, where the system gives them: fewer faults, and fewer
+look-ups for an engine that reads all its weights for each token. And keep freed activations, and
+weights that an update replaces, instead of returning them to the system and faulting them in again:
 150,000 page faults a training step become none (docs/log.md). See `gives_memory_back`."""
 
 CPU_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
@@ -36,32 +34,28 @@ EngineName = Literal["torch", "deepspeed", "vllm"]
 
 
 def actor_environment(
-    config: ClusterConfig, engine: EngineName, *, gpus: int, scratch: Path
+    engine: EngineName, *, threads: int, gpus: int, scratch: Path
 ) -> dict[str, str]:
     """Environment variables an actor must have before its engine is imported.
 
     `scratch` is a folder that goes when the cluster closes: vLLM leaves files in TMPDIR.
     """
     environment = {
-        "OMP_NUM_THREADS": str(config.threads),
+        "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # they would fill the end of a log that errors show
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not gpus:
-        environment |= {"TMPDIR": str(scratch), **CPU_THREADS}
-    if engine != "vllm" and not gpus:
-        environment |= CPU_MEMORY
+        environment |= {"TMPDIR": str(scratch), **CPU_THREADS, **CPU_MEMORY}
     if engine == "deepspeed" and not gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     if engine == "vllm":
         environment["VLLM_NO_USAGE_STATS"] = "1"
     if engine == "vllm" and not gpus:
         environment |= {
-            "GLIBC_TUNABLES": HUGE_PAGES,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
             "TORCH_COMPILE_DISABLE": "1",  # one compiled helper of the sampler costs 13 s
         }
     return environment

@@ -284,24 +284,27 @@ class RemoteGenerator(RemoteRole):
             policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
         else:
             self._copy(policy, version)
-        self._probing = policy.submit_to_all("probe")
         self.group.call("adopt_weights", version, True)
+        self._probing = policy.submit_to_all(
+            "probe"
+        )  # not earlier: it would take the engines' cores
 
     def _copy(self, policy: ActorGroup, version: int) -> None:
         """Take the weights from Ray's object store, where at most three buckets are at a time.
 
-        Engines load one bucket while the policy copies the next.
+        Engines load one bucket while the next waits for them and the policy copies the one behind.
         """
         buckets: int = policy.call("count_buckets")[0]
         copying = policy.submit_to_all("copy_bucket", 0)
-        loading = self.group.submit_to_all("begin_update")
+        before = self.group.submit_to_all("begin_update")
         for following in range(1, buckets + 1):
             bucket = copying.wait(policy.deadline())[0]
             if following < buckets:
                 copying = policy.submit_to_all("copy_bucket", following)
-            _wait_for_engines(loading, policy)
             loading = self.group.submit_to_all("load_bucket", bucket)
-        _wait_for_engines(loading, policy)
+            _wait_for_engines(before, policy)
+            before = loading
+        _wait_for_engines(before, policy)
         self.group.call("finish_update", version)
 
 

@@ -34,7 +34,15 @@ from alignment.cluster.trainable import TrainableActor
 from alignment.code_digest import require_same_code
 from alignment.config import ClusterConfig
 from alignment.errors import ClusterError
-from alignment.role_specs import FrozenSpec, GeneratorSpec, RoleSpec, TrainableSpec, shares_with
+from alignment.role_specs import (
+    FrozenSpec,
+    GeneratorSpec,
+    RoleSpec,
+    TrainableSpec,
+    is_side_by_side,
+    shares_with,
+    threads_of,
+)
 
 
 class Cluster:
@@ -117,7 +125,7 @@ class Cluster:
         groups: dict[str, ActorGroup] = {}
         try:
             for spec in own:
-                groups[spec.name] = self._create_actors(spec, reserved)
+                groups[spec.name] = self._create_actors(spec, specs, reserved)
             self._start_engines(own, groups, models)
         except BaseException:
             for group in groups.values():
@@ -136,10 +144,12 @@ class Cluster:
                 reserved.release()
                 self._reserved.remove((reserved, alive))
 
-    def _create_actors(self, spec: RoleSpec, reserved: ReservedPlacement) -> ActorGroup:
-        gpus = spec.resources.gpus_per_rank
+    def _create_actors(
+        self, spec: RoleSpec, together: Sequence[RoleSpec], reserved: ReservedPlacement
+    ) -> ActorGroup:
+        gpus, threads = spec.resources.gpus_per_rank, threads_of(spec, together, self.config)
         environment = actor_environment(
-            self.config, _engine_of(spec), gpus=gpus, scratch=self.scratch
+            _engine_of(spec), threads=threads, gpus=gpus, scratch=self.scratch
         )
         actors = [
             ray.remote(_actor_class(spec))
@@ -158,6 +168,7 @@ class Cluster:
             call_timeout_s=self.config.call_timeout_s,
             logs=self.logs,
             gpus_per_rank=gpus,
+            side_by_side=is_side_by_side(together, self.config),
         )
 
     def _actor_arguments(self, spec: RoleSpec) -> tuple[Any, ...]:

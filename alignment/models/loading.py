@@ -9,6 +9,7 @@ import torch
 
 from alignment.config import LoRAConfig
 from alignment.errors import ModelError
+from alignment.models.lean_layers import keep_less
 from alignment.models.lora import add_adapters
 from alignment.models.modules import (
     VALUE_HEAD_WEIGHTS,
@@ -161,6 +162,7 @@ def _from_folder(auto_class: Any, folder: Path) -> Any:
             f"for, {missing[0]} first; copy the folder again, or correct config.json"
         )
     pack_attention(model)
+    keep_less(model)
     return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
 
 

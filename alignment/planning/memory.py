@@ -133,9 +133,9 @@ def saved_activations(shape: ModelShape, tokens: int, precision: Precision) -> i
     """Bytes autograd keeps of one layer for the backward pass, without weights."""
     hidden, query, kv = shape.hidden, shape.query_width, shape.kv_width
     if precision == "float32":
-        width = 24 * hidden + 8 * query + 8 * kv + 16 * shape.intermediate
+        width = 16 * hidden + 8 * query + 8 * kv + 8 * shape.intermediate
     else:
-        width = 26 * hidden + 4 * query + 4 * kv + 8 * shape.intermediate
+        width = 12 * hidden + 4 * query + 4 * kv + 4 * shape.intermediate
     return tokens * (width + 4 * shape.attention_heads + 8)
 
 
@@ -174,6 +174,8 @@ def _trainable(
     tokens = microbatch_tokens(batch, budget=training.tokens_per_microbatch, ranks=ranks)
     on_gpu = bool(spec.resources.gpus_per_rank)
     one_layer = saved_activations(shape, tokens, training.precision)
+    if training.gradient_checkpointing:  # alignment.models.lean_layers then keeps one tensor more
+        one_layer += (4 if training.precision == "float32" else 2) * shape.intermediate * tokens
     if not on_gpu:
         longest = batch.row_tokens
         one_layer += packing_activations(shape, tokens, training.precision, row_tokens=longest)
@@ -253,7 +255,7 @@ def _generator_on_cpu(
     buffers = _bytes_of(spec.precision) * shape.vocabulary_matrix if shape.tied else 0
     if publishes:  # the copy an update leaves, and its share of Ray's object store
         buffers += weights + _store_share(shape)
-    cache = cluster.kv_cache_gib * known.GIB
+    cache = int(cluster.kv_cache_gib * known.GIB)
     return RoleMemory(
         role=spec.name,
         ranks=spec.resources.ranks,

@@ -9,7 +9,7 @@ after the other, but for those that alignment.training.side_by_side runs at the 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignment.planning import calibration as known
 from alignment.planning.calibration import Speed
@@ -33,6 +33,8 @@ class StepWork:
     """The critic waits for the policy, as `ppo.update_kl_limit_nats` has it."""
     asks_policy: bool = True
     """Old log-probabilities are the policy's own, as `ppo.old_logprobs` has it."""
+    side_by_side: bool = False
+    """Roles on CPUs work at the same time, as `cluster.side_by_side` has it."""
 
     @property
     def row_tokens(self) -> float:
@@ -66,9 +68,13 @@ def phase_seconds(
     """Seconds of each phase that the given roles have, in the order of a step."""
     seconds: dict[str, float] = {}
     by_name = {spec.name: spec for spec in specs}
+    crowd = _crowd(specs, work)
     for spec in specs:
         host = by_name.get(shares_with(spec) or "", spec)
         on = processors_of(host, machines, threads=threads)
+        is_beside_others = not isinstance(spec, GeneratorSpec) and not host.resources.gpus_per_rank
+        if work.side_by_side and is_beside_others:
+            on = replace(on, flops=on.flops * known.CPU_HALF_OF_THREADS)
         shape, phases = shapes[spec.name], phases_of(spec)
         if isinstance(spec, GeneratorSpec):
             seconds[phases[0]] = generate_seconds(spec, shape, work, on)
@@ -76,34 +82,47 @@ def phase_seconds(
                 seconds["sync_weights"] = sync_seconds(shape, on.speed)
             continue
         if work.asks_policy or phases[0] != "old_logprobs":
-            seconds[phases[0]] = forward_seconds(spec, shape, work, on)
+            beside = crowd if is_beside_others else 1.0
+            seconds[phases[0]] = beside * forward_seconds(spec, shape, work, on)
         if isinstance(spec, TrainableSpec):
             seconds[phases[1]] = update_seconds(spec, shape, work, on)
     return {name: seconds[name] for name in PHASES if name in seconds}
+
+
+def _crowd(specs: Sequence[RoleSpec], work: StepWork) -> float:
+    """How many times as long a role on CPUs scores because more than two do at the same time."""
+    asked = [
+        spec
+        for spec in specs
+        if phases_of(spec)[0] in SCORING
+        and (work.asks_policy or phases_of(spec)[0] != "old_logprobs")
+        and not spec.resources.gpus_per_rank
+    ]
+    return max(1.0, len(asked) / 2) if work.side_by_side else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Seconds of a step, by what takes place at the same time.
 
-    Scoring takes as long as the slowest role on GPUs of its own, and so do the updates; roles on
-    CPUs are taken to share one machine, where one follows the other.
+    Scoring takes as long as the slowest role on GPUs or threads of its own, and so do the updates;
+    other roles on CPUs are taken to share one machine, where one follows the other.
     """
 
     in_turn: float = 0.0
-    scoring_on_gpu: float = 0.0
-    scoring_on_cpu: float = 0.0
-    updates_on_gpu: float = 0.0
-    updates_on_cpu: float = 0.0
+    scoring_apart: float = 0.0
+    scoring_in_turn: float = 0.0
+    updates_apart: float = 0.0
+    updates_in_turn: float = 0.0
 
     def __add__(self, other: "Load") -> "Load":
-        """Of roles that share no GPU."""
+        """Of roles that share no GPU, and no threads."""
         return Load(
             in_turn=self.in_turn + other.in_turn,
-            scoring_on_gpu=max(self.scoring_on_gpu, other.scoring_on_gpu),
-            scoring_on_cpu=self.scoring_on_cpu + other.scoring_on_cpu,
-            updates_on_gpu=max(self.updates_on_gpu, other.updates_on_gpu),
-            updates_on_cpu=self.updates_on_cpu + other.updates_on_cpu,
+            scoring_apart=max(self.scoring_apart, other.scoring_apart),
+            scoring_in_turn=self.scoring_in_turn + other.scoring_in_turn,
+            updates_apart=max(self.updates_apart, other.updates_apart),
+            updates_in_turn=self.updates_in_turn + other.updates_in_turn,
         )
 
     def __le__(self, other: "Load") -> bool:
@@ -111,25 +130,25 @@ class Load:
         # Spelt out: a search compares hundreds of thousands of them.
         return (
             self.in_turn <= other.in_turn
-            and self.scoring_on_gpu <= other.scoring_on_gpu
-            and self.scoring_on_cpu <= other.scoring_on_cpu
-            and self.updates_on_gpu <= other.updates_on_gpu
-            and self.updates_on_cpu <= other.updates_on_cpu
+            and self.scoring_apart <= other.scoring_apart
+            and self.scoring_in_turn <= other.scoring_in_turn
+            and self.updates_apart <= other.updates_apart
+            and self.updates_in_turn <= other.updates_in_turn
         )
 
     @property
     def seconds(self) -> float:
         """The whole step."""
-        scoring = max(self.scoring_on_gpu, self.scoring_on_cpu)
-        return self.in_turn + scoring + max(self.updates_on_gpu, self.updates_on_cpu)
+        scoring = max(self.scoring_apart, self.scoring_in_turn)
+        return self.in_turn + scoring + max(self.updates_apart, self.updates_in_turn)
 
 
 def load_of(seconds: Mapping[str, float], specs: Sequence[RoleSpec], work: StepWork) -> Load:
     """What roles on the same GPUs, or on CPUs, add to a step of the given phases."""
-    place = "gpu" if specs[0].resources.gpus_per_rank else "cpu"
-    part = dict.fromkeys(SCORING, f"scoring_on_{place}")
+    how = "apart" if specs[0].resources.gpus_per_rank or work.side_by_side else "in_turn"
+    part = dict.fromkeys(SCORING, f"scoring_{how}")
     if not work.updates_in_turn:
-        part |= dict.fromkeys(UPDATES, f"updates_on_{place}")
+        part |= dict.fromkeys(UPDATES, f"updates_{how}")
     load: dict[str, float] = {}
     for phase in (phase for spec in specs for phase in phases_of(spec) if phase in seconds):
         name = part.get(phase, "in_turn")

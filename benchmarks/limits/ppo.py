@@ -1,6 +1,10 @@
-"""PPO steps on the real roles: each phase's operations over what products alone do."""
+"""PPO steps on the real roles: operations of phases over what products alone do.
 
-from collections.abc import Iterator, Mapping
+Roles work side by side, one thread each, so the rate of products is that of two such roles at once,
+and phases of the same time count together.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,12 @@ from benchmarks.ppo.our_side import EnoughError, OurPPO, our_roles
 from benchmarks.ppo.workload import BATCH, MINIBATCH, VARIANTS, bench_prompts
 
 MICROBATCH = 2048
+GROUPS = {
+    "generate": ("generate",),
+    "scoring": ("score", "old_logprobs", "reference_logprobs", "values"),
+    "updates": ("update_policy", "update_critic"),
+}
+"""Phases that begin at the same time; the longest is how long they take."""
 
 
 def measure_ppo(
@@ -38,7 +48,7 @@ def measure_ppo(
 
 
 def phase_rates(ours: OurPPO, lengths: Sequences, precision: str) -> dict[str, float]:
-    """Operations a second of the products of each phase, in the policy's process."""
+    """Operations a second of the products of each phase, in two processes together."""
     minibatches = BATCH // MINIBATCH
     pieces = -(-lengths.tokens // MICROBATCH)
     whole = Products(lengths.tokens // pieces, lengths.response_tokens // pieces)
@@ -57,14 +67,14 @@ def phase_rates(ours: OurPPO, lengths: Sequences, precision: str) -> dict[str, f
         "update_policy": update,
         "update_critic": headless,
     }
-    [actor] = ours.roles["policy"].group.actors
-    known = {p: _rate(actor, p) for p in dict.fromkeys(kinds.values())}
+    actors = [ours.roles[name].group.actors[0] for name in ("policy", "reference")]
+    known = {p: _rate(actors, p) for p in dict.fromkeys(kinds.values())}
     return {phase: known[products] for phase, products in kinds.items()}
 
 
-def _rate(actor: Any, products: Products) -> float:
-    rate: float = ray.get(actor.__ray_call__.remote(product_rate, products))
-    return rate
+def _rate(actors: Sequence[Any], products: Products) -> float:
+    asked = [actor.__ray_call__.remote(product_rate, products) for actor in actors]
+    return sum(ray.get(asked))
 
 
 def _record(
@@ -72,15 +82,16 @@ def _record(
 ) -> dict[str, Any]:
     seconds = {phase: metrics[f"time/{phase}_s"] for phase in operations}
     least = {phase: operations[phase] / rates[phase] for phase in operations}
-    updates = ("update_policy", "update_critic")
     return {
         "part": "ppo",
         "seconds": metrics["time/step_s"],
         "phases": seconds,
         "product_gflops": {phase: rate / 1e9 for phase, rate in rates.items()},
         "used": {
-            **{phase: least[phase] / seconds[phase] for phase in operations},
-            "updates": sum(least[p] for p in updates) / sum(seconds[p] for p in updates),
+            **{
+                group: sum(least[p] for p in phases) / max(seconds[p] for p in phases)
+                for group, phases in GROUPS.items()
+            },
             "step": sum(least.values()) / metrics["time/step_s"],
         },
     }

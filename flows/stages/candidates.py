@@ -14,7 +14,7 @@ from flows.sampling import sample_responses
 from flows.stages.data import TRAIN_PROMPTS, read_prompts
 from flows.workspace import StageWorkspace
 
-STAGE, VERSION = "candidates", 2
+STAGE, VERSION = "candidates", 3
 CANDIDATES = "candidates.parquet"
 
 

@@ -183,7 +183,9 @@ def start_group(
     cluster: Cluster, actor_class: type[Any], spec: TrainableSpec, config: ClusterConfig
 ) -> ActorGroup:
     """Ranks of a test's own trainable class, started like the real ones."""
-    environment = actor_environment(config, "deepspeed", gpus=0, scratch=cluster.scratch)
+    environment = actor_environment(
+        "deepspeed", threads=config.threads, gpus=0, scratch=cluster.scratch
+    )
     actors = [
         ray.remote(actor_class)
         .options(num_cpus=0.1, runtime_env={"env_vars": environment})

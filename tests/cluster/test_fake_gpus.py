@@ -32,7 +32,7 @@ def test_every_process_has_its_own_gpus(cluster: Cluster, tiny_model: Path) -> N
         ),
     ]
     reserved = reserve_placement(plan_placement(specs, cluster_nodes()), timeout_s=30)
-    groups = [cluster._create_actors(spec, reserved) for spec in specs]
+    groups = [cluster._create_actors(spec, specs, reserved) for spec in specs]
     try:
         described = {group.role: group.call("describe") for group in groups}
         for group in groups:

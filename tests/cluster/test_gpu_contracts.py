@@ -89,7 +89,9 @@ def test_vllm_and_deepspeed_take_our_weight_transfer_calls() -> None:
 @pytest.fixture
 def engine_on_nccl(cluster: Cluster, tiny_model: Path) -> Iterator[ActorGroup]:
     spec = GeneratorSpec(name="generator", model_folder=tiny_model, max_sequence_tokens=512)
-    environment = actor_environment(cluster.config, "vllm", gpus=0, scratch=cluster.scratch)
+    environment = actor_environment(
+        "vllm", threads=cluster.config.threads, gpus=0, scratch=cluster.scratch
+    )
     actor = (
         ray.remote(GlooGenerator)
         .options(num_cpus=0.1, runtime_env={"env_vars": environment})

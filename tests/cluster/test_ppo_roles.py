@@ -20,6 +20,7 @@ from alignment.cluster.failures import log_tail
 from alignment.cluster.generator import CPU_BATCHED_TOKENS
 from alignment.errors import ClusterError, DataError, ModelError
 from alignment.experience import Sampling
+from alignment.models.loading import load_language_model
 from alignment.models.tiny import make_tiny_model
 from alignment.role_specs import FrozenSpec
 from alignment.roles_local import start_roles as start_local_roles
@@ -126,6 +127,41 @@ def test_a_seed_decides_a_response_whatever_its_neighbours(ppo_roles: PPORoles) 
         assert torch.equal(again.token_ids[row][again.response_mask[row]], expected)
     other = generate(prompts[2:], sampling, seeds=[5, 6])
     assert not torch.equal(other.token_ids, again.token_ids)
+
+
+def test_a_seeds_number_falls_into_the_interval_of_the_first_token(
+    ppo_roles: PPORoles, tiny_model: Path
+) -> None:
+    """Cumulative probabilities of transformers' own model, and torch's own generator."""
+    generator = ppo_roles.generator
+    generator.load_weights(weights_from_folder(tiny_model), version=9)
+    [prompt] = random_prompts(1, tokens=20, seed=8)
+    seeds, temperature = range(24), 1.3
+    sampling = Sampling(max_response_tokens=1, temperature=temperature)
+    rollout = generator.generate([prompt] * 24, sampling, seeds=seeds)
+    model = load_language_model(tiny_model).causal_lm
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.token_ids])).logits[0, -1].double()
+    ends = (logits / temperature).softmax(-1).cumsum(-1)
+    places = [
+        torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
+    expected = torch.searchsorted(ends, torch.stack(places), right=True)
+    assert torch.equal(rollout.token_ids[rollout.response_mask], expected)
+    assert len(expected.unique()) > 10
+
+
+def test_an_engine_has_the_cache_it_was_told(ppo_roles: PPORoles) -> None:
+    """Two layers, keys and values of 32 float32 numbers: 512 bytes a token."""
+
+    def cache_tokens(actor: Any) -> int:
+        settings = actor._llm.llm_engine.vllm_config.cache_config
+        return int(settings.num_gpu_blocks * settings.block_size)
+
+    [engine] = ppo_roles.generator.group.actors  # type: ignore[attr-defined]
+    cache = ray.get(engine.__ray_call__.remote(cache_tokens))
+    assert cache == pytest.approx(2**30 / 512, rel=0.01)
 
 
 def test_prompts_beyond_the_context_are_refused_with_numbers(ppo_roles: PPORoles) -> None:

@@ -34,7 +34,7 @@ spec = FrozenSpec(name="first", kind="language", model_folder=Path(sys.argv[2]))
 with Cluster.open(ClusterConfig(address=sys.argv[1]), log_folder=Path(sys.argv[3])) as cluster:
     cluster.start_roles([spec])
     reserved = cluster._reserved[0][0]
-    unanswered = cluster._create_actors(spec, reserved)  # has no room: nobody answers
+    unanswered = cluster._create_actors(spec, [spec], reserved)  # has no room: nobody answers
     call = unanswered.submit("describe", [()])
     print("STARTED", flush=True)
     sys.stdin.readline()

@@ -34,7 +34,9 @@ def group(cluster: Cluster, tiny_model: Path) -> Iterator[ActorGroup]:
     import ray
 
     spec = GeneratorSpec(name="generator", model_folder=tiny_model, max_sequence_tokens=512)
-    environment = actor_environment(cluster.config, "vllm", gpus=0, scratch=cluster.scratch)
+    environment = actor_environment(
+        "vllm", threads=cluster.config.threads, gpus=0, scratch=cluster.scratch
+    )
     actor = (
         ray.remote(SabotagedGenerator)
         .options(num_cpus=0.1, runtime_env={"env_vars": environment})

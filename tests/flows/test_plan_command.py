@@ -44,6 +44,25 @@ def machine(memory_gib):
     return Machines(nodes=(node,), source="test")
 
 
+def notes_of_quickstart(*settings):
+    plan = make_plan(load_config([config_path("quickstart")], settings), machine(24))
+    return [note for note in plan.notes if "side_by_side" in note]
+
+
+def test_the_better_order_of_cpu_roles_is_told():
+    """A critic as large as the policy gains by working beside it, the quickstart's small one not;
+    a method without critic has nobody to work beside the policy.
+    """
+    as_large = "reward_model.layers=30"
+    assert notes_of_quickstart() == []
+    [note] = notes_of_quickstart(as_large)
+    assert note.startswith("with `cluster.side_by_side = true` a PPO step would take ")
+    assert notes_of_quickstart(as_large, "cluster.side_by_side=true") == []
+    [note] = notes_of_quickstart("cluster.side_by_side=true")
+    assert note.startswith("with `cluster.side_by_side = false` a PPO step would take ")
+    assert notes_of_quickstart(as_large, "ppo.method=rloo", "ppo.responses_per_prompt=4") == []
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [

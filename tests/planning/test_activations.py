@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from alignment.models.lean_layers import keep_less
 from alignment.models.modules import LanguageModel
 from alignment.models.packing import pack_attention
 from alignment.models.row_attention import SHORT
@@ -55,6 +56,7 @@ def saved_by_autograd(
         model.train()
     if packed:
         pack_attention(model)
+    keep_less(model)
     module = LanguageModel(model)
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     shapes = {tuple(p.shape) for p in module.parameters()}

@@ -80,14 +80,14 @@ def test_lora_updates_its_adapters_only():
 
 
 def test_activations_by_hand():
-    """One row of 112 tokens in SmolLM2: 30 layers x (24x576 + 12x576 + 8x192 + 16x1536 + 9x4 + 8)
+    """One row of 112 tokens in SmolLM2: 30 layers x (16x576 + 12x576 + 8x192 + 8x1536 + 9x4 + 8)
     bytes a token, and 48 responses x 49152 x 4 bytes, logits and their gradient.
     """
     batch = BatchSizes(rows=1, prompt_tokens=64, response_tokens=48)
     role = memory(trained(), SMOL, batch, gpu=None)
-    assert role.activations == 112 * 30 * 46_892 + 18_874_368
+    assert role.activations == 112 * 30 * 29_996 + 18_874_368
     value = memory(trained("critic", "value"), SMOL, batch, gpu=None)
-    assert value.activations == 112 * 30 * 46_892
+    assert value.activations == 112 * 30 * 29_996
     assert value.weights == 4 * (134_515_008 + 576 + 1)
 
 
@@ -107,7 +107,7 @@ def test_the_vocabulary_is_projected_in_chunks():
     one_token = 4 * 49152
     for tokens, rows in ((1024, 1016 + 512), (2048, 2 * 512), (4096, 2 * 512)):
         role = memory(trained(tokens_per_microbatch=tokens), SMOL, batch, gpu=None)
-        assert role.activations == tokens * 30 * 46_892 + rows * one_token
+        assert role.activations == tokens * 30 * 29_996 + rows * one_token
 
 
 def test_kv_cache_bytes_a_token_by_hand():
@@ -134,6 +134,10 @@ def test_an_engine_on_cpu_holds_its_cache_from_the_start():
     assert role.buffers == 4 * 49152 * 576 + 4 * 134_515_008 + 3 * 4 * 49152 * 576 // 2
     alone = memory(engine(), SMOL, gpu=None, kv_cache_gib=3, publishes=False)
     assert alone.buffers == 4 * 49152 * 576
+
+
+def test_a_cache_may_be_a_part_of_a_gib():
+    assert memory(engine(), SMOL, gpu=None, kv_cache_gib=0.25).kv_cache == GIB // 4
 
 
 def test_the_store_holds_less_of_a_small_model():

@@ -77,6 +77,36 @@ def test_roles_on_one_cpu_take_turns():
     assert step_seconds(PHASES_S, ppo_request(SMOL).specs, QUICKSTART) == sum(PHASES_S.values())
 
 
+def test_of_roles_side_by_side_on_cpus_the_slowest_counts():
+    """Generation 8, scoring max(1, 3, 2, 0.5), updates max(10, 6), sync 0.25."""
+    beside, specs = replace(QUICKSTART, side_by_side=True), ppo_request(SMOL).specs
+    assert step_seconds(PHASES_S, specs, beside) == 8 + 3 + 10 + 0.25
+    in_turn = replace(beside, updates_in_turn=True)
+    assert step_seconds(PHASES_S, specs, in_turn) == 8 + 3 + 16 + 0.25
+
+
+def test_side_by_side_a_role_has_less_of_the_cores_and_the_step_takes_less_time():
+    """Rates are 0.6 of those of all threads; four roles that score share two cores."""
+    request, beside = ppo_request(SMOL), replace(QUICKSTART, side_by_side=True)
+    alone, together = (
+        phase_seconds(request.specs, request.shapes, work, machines(), threads=2)
+        for work in (QUICKSTART, beside)
+    )
+    call = calibration.CPU_SPEED.call_s
+    for phase, factor in (("score", 2 / 0.6), ("values", 2 / 0.6)):
+        assert together[phase] - 2 * call == pytest.approx(factor * (alone[phase] - call))
+    assert 1.5 < together["update_policy"] / alone["update_policy"] < 1 / 0.6
+    assert together["generate"] == alone["generate"]
+    taken = [
+        step_seconds(seconds, request.specs, work)
+        for seconds, work in ((alone, QUICKSTART), (together, beside))
+    ]
+    assert 0.75 < taken[1] / taken[0] < 0.95
+    unasked = replace(beside, asks_policy=False)
+    three = phase_seconds(request.specs, request.shapes, unasked, machines(), threads=2)
+    assert three["score"] == pytest.approx(0.75 * together["score"])
+
+
 def test_of_roles_on_gpus_of_their_own_the_slowest_counts():
     """Generation 8, scoring max(1, 3, 2, 0.5), updates max(10, 6), sync 0.25."""
     specs = [

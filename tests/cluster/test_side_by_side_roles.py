@@ -1,0 +1,70 @@
+"""`cluster.side_by_side`: roles that start together on one CPU, each on half of the threads."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from role_factory import trainable_spec
+
+from alignment.cluster import Cluster
+from alignment.config import ClusterConfig, RoleResources
+from alignment.role_specs import (
+    FrozenSpec,
+    GeneratorSpec,
+    RoleSpec,
+    TrainableSpec,
+    is_side_by_side,
+    threads_of,
+)
+from alignment.training.side_by_side import lanes_of
+
+BOTH = ClusterConfig(side_by_side=True, threads=8)
+
+
+def specs(folder: Path = Path("model")) -> list[RoleSpec]:
+    return [
+        trainable_spec("first", folder),
+        trainable_spec("second", folder, kind="value"),
+        FrozenSpec(name="third", kind="language", model_folder=folder),
+    ]
+
+
+def test_model_roles_get_half_of_the_threads_and_the_engine_all() -> None:
+    engine = GeneratorSpec(name="generator", model_folder=Path("model"), max_sequence_tokens=8)
+    together = [*specs(), engine]
+    assert [threads_of(spec, together, BOTH) for spec in together] == [4, 4, 4, 8]
+    in_turn = BOTH.model_copy(update={"side_by_side": False})
+    assert [threads_of(spec, together, in_turn) for spec in together] == [8] * 4
+    one = BOTH.model_copy(update={"threads": 1})
+    assert [threads_of(spec, together, one) for spec in together] == [1] * 4
+
+
+def test_a_single_trained_role_keeps_all_threads() -> None:
+    """Fine-tuning, or a policy without critic: half of the cores would be idle."""
+    first, _, third = specs()
+    assert not is_side_by_side([first, third], BOTH)
+    assert threads_of(first, [first, third], BOTH) == 8
+
+
+def test_roles_on_gpus_do_not_count() -> None:
+    first, second, third = specs()
+    assert isinstance(first, TrainableSpec)
+    on_gpu = replace(first, resources=RoleResources(gpus_per_rank=1))
+    assert not is_side_by_side([on_gpu, second, third], BOTH)
+
+
+@pytest.fixture
+def roles(cluster: Cluster, tiny_model: Path) -> Iterator[dict[str, Any]]:
+    config = cluster.config.model_copy(update={"side_by_side": True, "threads": 2})
+    own = Cluster(config, logs=cluster.logs)
+    started = own.start_roles(specs(tiny_model))
+    yield started
+    own.stop_roles(list(started))
+
+
+@pytest.mark.engines
+def test_real_roles_have_their_threads_and_lanes_of_their_own(roles: dict[str, Any]) -> None:
+    assert [role.describe()[0]["threads"] for role in roles.values()] == [1, 1, 1]
+    assert lanes_of([role.devices for role in roles.values()]) == [[0], [1], [2]]
