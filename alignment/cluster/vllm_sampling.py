@@ -16,6 +16,9 @@ from torch import Tensor
 BLOCK = 64
 """Tokens whose probabilities are added up first."""
 
+BELOW_ONE = 1.0 - 2.0**-53
+"""The largest place: times any total it is less than that, so what lies there has a weight."""
+
 
 def draw_by_inversion(worker: Any) -> None:
     """Within a vLLM worker: replace how its sampler draws, wherever top-k and top-p are off."""
@@ -68,10 +71,8 @@ def invert(probabilities: Tensor, places: Tensor) -> Tensor:
 def _find(weights: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Where in cumulative `weights` [B, n] the `places` are: index, and place in that weight."""
     ends = weights.cumsum(-1, dtype=torch.float64)
-    total = ends[:, -1:]
-    # a place just below 1 can round to the total, behind which only weights of 0 come
-    at = torch.minimum(places[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    at = places[:, None] * ends[:, -1:]
     index = torch.searchsorted(ends, at, right=True).clamp(max=weights.shape[-1] - 1)
     weight = weights.gather(-1, index).double()
     start = ends.gather(-1, index) - weight
-    return index.squeeze(-1), ((at - start) / weight).clamp(0.0, 1.0).squeeze(-1)
+    return index.squeeze(-1), ((at - start) / weight).clamp(0.0, BELOW_ONE).squeeze(-1)

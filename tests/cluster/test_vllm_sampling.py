@@ -50,6 +50,11 @@ def test_what_is_impossible_is_not_drawn_at_any_edge() -> None:
     assert (probabilities[drawn] > 0).all()
 
 
+def test_a_place_that_rounding_made_1_is_that_of_the_last_possible_token() -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.0, 0.0]])
+    assert invert(probabilities, torch.tensor([1.0], dtype=torch.float64)).tolist() == [1]
+
+
 def test_a_row_that_is_not_finite_breaks_nothing() -> None:
     probabilities = torch.full((1, 100), torch.nan)
     [token] = invert(probabilities, torch.tensor([0.3], dtype=torch.float64)).tolist()

@@ -1,6 +1,7 @@
 """Layers that keep less say what transformers' own say, values and gradients."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from alignment.models import lean_layers
 from alignment.models.lean_layers import keep_less, rms_norm, silu_gate
 
 SIZES: dict[str, Any] = {
@@ -136,6 +138,25 @@ def test_gradients_have_their_inputs_types(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rms_norm(x, weight, 1e-5).float().sum().backward()
     assert (x.grad.dtype, weight.grad.dtype) == (dtype, torch.float32)
+
+
+def test_an_mlp_forgets_its_activation_until_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    def watched(gate: Tensor, up: Tensor) -> Tensor:
+        gated = silu_gate(gate, up)
+        made.append(weakref.ref(gated))
+        return gated
+
+    monkeypatch.setattr(lean_layers, "silu_gate", watched)
+    model: Any = family("llama")
+    keep_less(model)  # asks a layer about random rows
+    made.clear()
+    loss = model(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss
+    assert [gated() for gated in made] == [None, None]
+    loss.backward()
 
 
 class ScaledMLP(nn.Module):
