@@ -80,9 +80,9 @@ CPU_CORE_FLOPS = 100e9
 """Measured: float32 matrix products of training shapes, each of 2 virtual cores of an Intel Xeon
 with AMX (180 to 225 Gflop/s together, 2026-11-30). Those of an AMD EPYC with AVX2, beside other
 work, reached 53 to 63 together."""
-CPU_HALF_OF_THREADS = 0.6
+CPU_HALF_OF_THREADS = 0.64
 """Measured: what one of a role's two threads reaches where policy and critic have one each, over
-both where they take turns (0.57 to 0.62, 2026-11-30): the other need not be waited for."""
+both where they take turns (0.57 to 0.67, 2026-11-30): the other need not be waited for."""
 CPU_BFLOAT16_FACTOR = 1.0
 """Deliberately none: on that Xeon bf16 steps took 0.6 to 0.85 of the time of float32, and what they
 take without bf16 instructions was not measured."""

@@ -86,22 +86,22 @@ def test_of_roles_side_by_side_on_cpus_the_slowest_counts():
 
 
 def test_side_by_side_a_role_has_less_of_the_cores_and_the_step_takes_less_time():
-    """Rates are 0.6 of those of all threads; four roles that score share two cores."""
+    """Rates are 0.64 of those of all threads; four roles that score share two cores."""
     request, beside = ppo_request(SMOL), replace(QUICKSTART, side_by_side=True)
     alone, together = (
         phase_seconds(request.specs, request.shapes, work, machines(), threads=2)
         for work in (QUICKSTART, beside)
     )
     call = calibration.CPU_SPEED.call_s
-    for phase, factor in (("score", 2 / 0.6), ("values", 2 / 0.6)):
+    for phase, factor in (("score", 2 / 0.64), ("values", 2 / 0.64)):
         assert together[phase] - 2 * call == pytest.approx(factor * (alone[phase] - call))
-    assert 1.5 < together["update_policy"] / alone["update_policy"] < 1 / 0.6
+    assert 1.4 < together["update_policy"] / alone["update_policy"] < 1 / 0.64
     assert together["generate"] == alone["generate"]
     taken = [
         step_seconds(seconds, request.specs, work)
         for seconds, work in ((alone, QUICKSTART), (together, beside))
     ]
-    assert 0.75 < taken[1] / taken[0] < 0.95
+    assert 0.75 < taken[1] / taken[0] < 0.9
     unasked = replace(beside, asks_policy=False)
     three = phase_seconds(request.specs, request.shapes, unasked, machines(), threads=2)
     assert three["score"] == pytest.approx(0.75 * together["score"])
