@@ -273,7 +273,7 @@ class ClusterConfig(Settings):
     generator: RoleResources = RoleResources()
     generator_precision: Precision = "float32"
     kv_cache_gib: Positive = 1.0
-    """KV cache of each rollout engine on CPU; `alignflow plan` tells what a sequence takes."""
+    """KV cache of each rollout engine on CPU; sequences that find no room in it wait."""
     gpu_memory_fraction: Fraction = 0.9
     """Share of each GPU's memory that a rollout engine takes."""
     start_timeout_s: Positive = 300.0

@@ -285,9 +285,8 @@ class RemoteGenerator(RemoteRole):
         else:
             self._copy(policy, version)
         self.group.call("adopt_weights", version, True)
-        self._probing = policy.submit_to_all(
-            "probe"
-        )  # not earlier: it would take the engines' cores
+        # Not before the engines are done: it would take their cores.
+        self._probing = policy.submit_to_all("probe")
 
     def _copy(self, policy: ActorGroup, version: int) -> None:
         """Take the weights from Ray's object store, where at most three buckets are at a time.

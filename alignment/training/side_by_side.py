@@ -1,8 +1,8 @@
 """Work of several roles: at the same time where they own different devices, else in turn.
 
-On GPUs of their own the slowest role decides how long all take. Two roles that share a processor
-would only slow each other down, and hold the memory of both at once. What is computed does not
-depend on it: no role's work may read another's.
+On devices of their own (GPUs, or a part of a CPU's threads by `cluster.side_by_side`) the slowest
+role decides how long all take. Two roles that share one would slow each other down, and hold the
+memory of both at once. What is computed does not depend on it: no role's work may read another's.
 """
 
 import contextvars
