@@ -338,6 +338,7 @@ class PipelineConfig(Settings):
                 '"imported"'
             )
         problems = _reward_problems(self) + _lora_problems(self) + _round_problems(self)
+        problems += _side_by_side_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -393,6 +394,32 @@ def _lora_problems(config: PipelineConfig) -> list[str]:
     return [
         "`cluster.reference` has no effect with `ppo.lora`, where the policy's processes answer as "
         "the reference: remove it, or set `cluster.reference_shares_policy` to false"
+    ]
+
+
+def _side_by_side_problems(config: PipelineConfig) -> list[str]:
+    """Roles side by side where two do not train at the same time on CPUs of their threads."""
+    cluster = config.cluster
+    if not cluster.side_by_side:
+        return []
+    reasons = {
+        '`cluster.backend = "local"`, which keeps every role in this process': (
+            cluster.backend == "local"
+        ),
+        f'`ppo.method = "{config.ppo.method}"`, which has no critic beside the policy': (
+            not config.ppo.has_critic
+        ),
+        "policy or critic on GPUs, which work at the same time anyway": (
+            cluster.policy.gpus_per_rank + cluster.critic.gpus_per_rank > 0
+        ),
+        "`ppo.update_kl_limit_nats`, for which the critic waits until the policy is done": (
+            config.ppo.update_kl_limit_nats is not None
+        ),
+    }
+    return [
+        f"`cluster.side_by_side` gains nothing with {reason}: remove it"
+        for reason, holds in reasons.items()
+        if holds
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from role_factory import trainable_spec
 
 from alignment.cluster import Cluster
-from alignment.config import ClusterConfig, RoleResources
+from alignment.config import ClusterConfig, PipelineConfig, RoleResources
 from alignment.role_specs import (
     FrozenSpec,
     GeneratorSpec,
@@ -53,6 +53,24 @@ def test_roles_on_gpus_do_not_count() -> None:
     assert isinstance(first, TrainableSpec)
     on_gpu = replace(first, resources=RoleResources(gpus_per_rank=1))
     assert not is_side_by_side([on_gpu, second, third], BOTH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"cluster": {"backend": "local"}}, "cluster.backend"),
+        ({"ppo": {"method": "rloo", "responses_per_prompt": 4}}, "has no critic"),
+        ({"cluster": {"critic": {"gpus_per_rank": 1}}}, "on GPUs"),
+        ({"ppo": {"update_kl_limit_nats": 0.1}}, "ppo.update_kl_limit_nats"),
+    ],
+)
+def test_the_setting_is_refused_where_nothing_is_gained(
+    settings: dict[str, Any], named: str
+) -> None:
+    PipelineConfig.model_validate(settings)
+    cluster = settings.get("cluster", {}) | {"side_by_side": True}
+    with pytest.raises(ValueError, match=rf"`cluster.side_by_side` gains nothing .*{named}"):
+        PipelineConfig.model_validate(settings | {"cluster": cluster})
 
 
 @pytest.fixture
