@@ -99,6 +99,15 @@ def is_side_by_side(specs: Sequence[RoleSpec], config: ClusterConfig) -> bool:
     return config.side_by_side and len(trained) > 1
 
 
+def keeps_memory(spec: RoleSpec, specs: Sequence[RoleSpec], config: ClusterConfig) -> bool:
+    """Whether a role keeps what it freed while others work, which need that memory if they follow
+    it. Side by side only sampling follows, which needs little, and the policy is the last to end
+    its updates (it projects to the vocabulary): it keeps what it would have to fault in again.
+    """
+    is_policy = isinstance(spec, TrainableSpec) and spec.kind == "language"
+    return is_policy and is_side_by_side(specs, config)
+
+
 def threads_of(spec: RoleSpec, specs: Sequence[RoleSpec], config: ClusterConfig) -> int:
     """Compute threads of each rank of a role that starts together with `specs`."""
     if isinstance(spec, GeneratorSpec) or not is_side_by_side(specs, config):

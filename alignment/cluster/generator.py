@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.cluster.carried_folders import ActorOfSomeHost, kept_model
-from alignment.cluster.processes import actor_device, describe_process
+from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.weights import (
     FolderWeights,
     WeightBucket,
@@ -116,6 +116,7 @@ class GeneratorActor(ActorOfSomeHost):
 
             self._llm.collective_rpc(draw_by_inversion)
 
+    @gives_memory_back
     def generate(
         self, prompts: Sequence[EncodedPrompt], sampling: Sampling, seeds: Sequence[int]
     ) -> Sampled:

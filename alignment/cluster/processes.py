@@ -1,6 +1,5 @@
 """Facts about the process an actor lives in, and the environment it starts with."""
 
-import contextlib
 import ctypes
 import os
 import socket
@@ -65,15 +64,18 @@ MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 def gives_memory_back(method: MethodT) -> MethodT:
-    """Return freed memory to the system when the method ends, before another role needs it."""
+    """Return freed memory to the system when an actor's method ends, before another role needs it,
+    unless the actor `keeps_memory`.
+    """
 
     @wraps(method)
-    def trimmed(*arguments: Any, **named: Any) -> Any:
+    def trimmed(actor: Any, *arguments: Any, **named: Any) -> Any:
         try:
-            return method(*arguments, **named)
+            return method(actor, *arguments, **named)
         finally:
-            with contextlib.suppress(AttributeError):  # only glibc keeps, and can give back
-                ctypes.CDLL(None).malloc_trim(0)
+            give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc keeps memory
+            if give_back is not None and not getattr(actor, "keeps_memory", False):
+                give_back(0)
 
     return cast(MethodT, trimmed)
 

@@ -40,6 +40,7 @@ from alignment.role_specs import (
     RoleSpec,
     TrainableSpec,
     is_side_by_side,
+    keeps_memory,
     shares_with,
     threads_of,
 )
@@ -159,7 +160,7 @@ class Cluster:
                 max_task_retries=0,
                 runtime_env={"env_vars": environment},
             )
-            .remote(*self._actor_arguments(spec), rank=rank)
+            .remote(*self._actor_arguments(spec, together), rank=rank)
             for rank, options in enumerate(reserved.actor_options(spec.name))
         ]
         return ActorGroup(
@@ -171,11 +172,11 @@ class Cluster:
             side_by_side=is_side_by_side(together, self.config),
         )
 
-    def _actor_arguments(self, spec: RoleSpec) -> tuple[Any, ...]:
+    def _actor_arguments(self, spec: RoleSpec, together: Sequence[RoleSpec]) -> tuple[Any, ...]:
         if isinstance(spec, GeneratorSpec):
             return spec, self.config
         if isinstance(spec, TrainableSpec):
-            return spec, self.config.call_timeout_s
+            return spec, self.config.call_timeout_s, keeps_memory(spec, together, self.config)
         return (spec,)
 
     def _start_engines(

@@ -64,8 +64,11 @@ from alignment.training.roles import Loss, StepReport
 class TrainableActor(ActorOfSomeHost):
     """One rank of a language or value model with an optimiser."""
 
-    def __init__(self, spec: TrainableSpec, timeout_s: float, *, rank: int) -> None:
+    def __init__(
+        self, spec: TrainableSpec, timeout_s: float, keeps_memory: bool = False, *, rank: int
+    ) -> None:
         self.spec = spec
+        self.keeps_memory = keeps_memory
         self.rank = rank
         self.num_ranks = spec.resources.ranks
         self._timeout_s = timeout_s

@@ -20,6 +20,7 @@ from alignment.models.modules import (
     read_value_head,
 )
 from alignment.models.packing import pack_attention
+from alignment.models.rotary import rotate_in_fewer_passes
 from alignment.role_specs import FrozenSpec, TrainableSpec
 
 
@@ -163,6 +164,7 @@ def _from_folder(auto_class: Any, folder: Path) -> Any:
         )
     pack_attention(model)
     keep_less(model)
+    rotate_in_fewer_passes(model)
     return model.eval()  # dropout off: a ratio of 1 at the first update is part of the contract
 
 

@@ -77,9 +77,10 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-probability of each target and entropy of its distribution, in nats, float32.
 
-    `project` maps hidden states [n, H] to logits [n, V]; it is called once a chunk of at most
-    `chunk_tokens`, and where there are more than `KEPT_CHUNKS` again in backward, so that at most
-    `KEPT_CHUNKS` chunks of logits and one gradient of that size exist at a time. Under ZeRO-3
+    `project` maps hidden states [n, H] to logits [n, V] that nobody else needs, for backward writes
+    their gradient in their place. It is called once a chunk of at most `chunk_tokens`, and where
+    there are more than `KEPT_CHUNKS` again in backward, so that at most `KEPT_CHUNKS` chunks of
+    logits exist at a time. Under ZeRO-3
     each call is a collective: ranks then pass the largest chunk count among them as `min_chunks`.
     Logits are taken to float32 before the division by `temperature`. Entropy is a metric without
     gradient unless `with_entropy_gradient`.
@@ -114,7 +115,8 @@ class _LogprobAndEntropy(torch.autograd.Function):
     """Of logits [n, V] and targets [n]: log-probabilities and entropies [n], at least float32.
 
     Autograd's own graph of this keeps the log-softmax beside the logits and passes over tensors of
-    that size many times. Here only the logits are kept, and a few rows at a time go all the way.
+    that size many times. Here only the logits are kept, and a few rows at a time go all the way to
+    the gradient, which takes the logits' place: a second backward pass is refused.
     With z = logits / temperature and log p = log_softmax(z):
 
         d log p_a / d z_j = [j = a] - p_j        dH / d z_j = -p_j (log p_j + H)
@@ -140,7 +142,6 @@ class _LogprobAndEntropy(torch.autograd.Function):
         ctx: Any, for_logprobs: Tensor | None, for_entropies: Tensor | None
     ) -> tuple[Tensor, None, None]:
         logits, targets = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
         for rows in _few_rows(logits):
             log_p = _log_softmax(logits[rows], ctx.temperature)
             p = log_p.exp()
@@ -151,8 +152,8 @@ class _LogprobAndEntropy(torch.autograd.Function):
             if for_entropies is not None:
                 entropy = -(p * log_p).sum(-1, keepdim=True)
                 factor = given + for_entropies[rows, None] / ctx.temperature * (log_p + entropy)
-            gradient[rows] = p.mul_(factor.neg()).scatter_add_(1, targets[rows, None], given)
-        return gradient, None, None
+            logits[rows] = p.mul_(factor.neg()).scatter_add_(1, targets[rows, None], given)
+        return logits, None, None
 
 
 def _few_rows(logits: Tensor) -> list[slice]:

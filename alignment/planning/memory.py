@@ -155,13 +155,12 @@ def packing_activations(
 def vocabulary_logits(
     shape: ModelShape, batch: BatchSizes, tokens: int, *, trained: bool, on_gpu: bool
 ) -> int:
-    """Bytes of logits at the busiest moment: what backward needs, and copies of one chunk."""
+    """Bytes of logits at the busiest moment: what backward needs, on a GPU copies of a chunk."""
     responses = -(-tokens * batch.response_tokens // batch.row_tokens)
     chunk = min(known.VOCABULARY_CHUNK_TOKENS, responses)
     is_kept = trained and responses <= known.VOCABULARY_KEPT_CHUNKS * known.VOCABULARY_CHUNK_TOKENS
     copies = known.VOCABULARY_COPIES_ON_GPU if on_gpu else 0
-    gradient = 1 if trained else 0
-    return 4 * shape.vocabulary * ((responses if is_kept else chunk) + (copies + gradient) * chunk)
+    return 4 * shape.vocabulary * ((responses if is_kept else chunk) + copies * chunk)
 
 
 def _trainable(

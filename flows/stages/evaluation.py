@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from alignment.evaluation.result import EvaluationResult
     from alignment.evaluation.samples import EvaluatedSample
 
-STAGE, VERSION = "evaluation", 6
+STAGE, VERSION = "evaluation", 7
 RESULT = "evaluation.json"
 SAMPLES = "samples.jsonl"
 

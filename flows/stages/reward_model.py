@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from alignment.models.modules import HeadNumbers
     from alignment.training.roles import MetricSink
 
-STAGE, VERSION = "reward_model", 5
+STAGE, VERSION = "reward_model", 6
 FOLD_PAIRS = "fold_pairs.json"
 
 

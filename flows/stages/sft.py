@@ -6,7 +6,7 @@ from flows.run_context import RunContext, StageResult, copy_tokenizer
 from flows.stages.data import DEMONSTRATIONS, read_demonstrations
 from flows.workspace import StageWorkspace
 
-STAGE, VERSION = "sft", 5
+STAGE, VERSION = "sft", 6
 
 
 def train_sft(run: RunContext, base_model: Artifact, data: Artifact) -> Artifact:

@@ -19,7 +19,7 @@ from alignment.cluster import Cluster, weights_from_folder
 from alignment.cluster.failures import log_tail
 from alignment.cluster.generator import CPU_BATCHED_TOKENS
 from alignment.errors import ClusterError, DataError, ModelError
-from alignment.experience import Sampling
+from alignment.experience import EncodedPrompt, Sampling
 from alignment.models.loading import load_language_model
 from alignment.models.tiny import make_tiny_model
 from alignment.role_specs import FrozenSpec
@@ -214,6 +214,22 @@ def test_a_role_at_rest_gives_its_freed_memory_back(ppo_roles: PPORoles) -> None
         role.rest()  # type: ignore[union-attr]
         [resting] = role.describe()  # type: ignore[union-attr]
         assert working["memory_mib"] - resting["memory_mib"] > 150
+
+
+def test_an_engine_gives_its_freed_memory_back_after_a_rollout(ppo_roles: PPORoles) -> None:
+    def use_and_free(actor: Any) -> float:
+        import torch
+
+        torch.ones(50_000_000)  # 191 MiB
+        held: float = actor.describe()["memory_mib"]
+        return held
+
+    [actor] = ppo_roles.generator.group.actors  # type: ignore[attr-defined]
+    held = ray.get(actor.__ray_call__.remote(use_and_free))
+    prompts = [EncodedPrompt(id="a", token_ids=(3, 4, 5))]
+    ppo_roles.generator.generate(prompts, Sampling(max_response_tokens=2), seeds=[0])
+    [resting] = ppo_roles.generator.describe()
+    assert held - resting["memory_mib"] > 150
 
 
 def test_weights_arrive_whole_in_many_buckets(ppo_roles: PPORoles) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from role_factory import trainable_spec
 
 from alignment.cluster import Cluster
@@ -16,6 +17,7 @@ from alignment.role_specs import (
     RoleSpec,
     TrainableSpec,
     is_side_by_side,
+    keeps_memory,
     threads_of,
 )
 from alignment.training.side_by_side import lanes_of
@@ -46,6 +48,13 @@ def test_a_single_trained_role_keeps_all_threads() -> None:
     first, _, third = specs()
     assert not is_side_by_side([first, third], BOTH)
     assert threads_of(first, [first, third], BOTH) == 8
+
+
+def test_only_a_policy_beside_others_keeps_what_it_freed() -> None:
+    together = specs()
+    assert [keeps_memory(spec, together, BOTH) for spec in together] == [True, False, False]
+    in_turn = BOTH.model_copy(update={"side_by_side": False})
+    assert not any(keeps_memory(spec, together, in_turn) for spec in together)
 
 
 def test_roles_on_gpus_do_not_count() -> None:
@@ -86,3 +95,22 @@ def roles(cluster: Cluster, tiny_model: Path) -> Iterator[dict[str, Any]]:
 def test_real_roles_have_their_threads_and_lanes_of_their_own(roles: dict[str, Any]) -> None:
     assert [role.describe()[0]["threads"] for role in roles.values()] == [1, 1, 1]
     assert lanes_of([role.devices for role in roles.values()]) == [[0], [1], [2]]
+
+
+@pytest.mark.engines
+def test_the_policy_keeps_the_memory_that_its_next_step_needs(roles: dict[str, Any]) -> None:
+    def use_and_free(actor: Any) -> None:
+        import torch
+
+        torch.ones(50_000_000)  # 191 MiB
+
+    given_back = []
+    for role in (roles["first"], roles["second"]):
+        [actor] = role.group.actors
+        ray.get(actor.__ray_call__.remote(use_and_free))
+        [working] = role.describe()
+        role.rest()
+        [resting] = role.describe()
+        given_back.append(working["memory_mib"] - resting["memory_mib"])
+    assert given_back[0] < 20
+    assert given_back[1] > 150

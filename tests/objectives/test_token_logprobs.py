@@ -2,7 +2,7 @@ import pytest
 import torch
 from gradient_check import assert_gradient
 from plain_reference import entropy, log_softmax
-from torch import nn
+from torch import Tensor, nn
 
 from alignment.errors import DataError
 from alignment.objectives.logprobs import (
@@ -93,7 +93,7 @@ def test_the_entropy_alone_has_its_gradient():
 def test_half_precision_logits_have_the_gradient_of_the_float32_ones_rounded_once():
     hidden, weight, targets = inputs(torch.bfloat16)
     logits = (hidden @ weight.T).requires_grad_(True)
-    token_logprobs(logits, lambda h: h, targets, temperature=0.7)[0].sum().backward()
+    token_logprobs(logits, Tensor.clone, targets, temperature=0.7)[0].sum().backward()
     wide = logits.detach().float().requires_grad_(True)
     torch.log_softmax(wide / 0.7, -1)[torch.arange(TOKENS), targets].sum().backward()
     assert logits.grad.dtype == torch.bfloat16
@@ -141,6 +141,25 @@ def test_chunks_bound_what_is_projected_and_what_is_kept_for_backward():
     assert sizes[TOKENS] == TOKENS * VOCABULARY + others
     assert sizes[4] == sizes[TOKENS] + 2 * HIDDEN * VOCABULARY  # the weight, by each chunk
     assert sizes[2] < TOKENS * VOCABULARY / 2
+
+
+def test_the_gradient_takes_the_place_of_the_logits():
+    """So a second backward pass has nothing to go by, and is refused."""
+    hidden, weight, targets = inputs()
+    projected = []
+
+    def project(h):
+        projected.append(h @ weight.T)
+        return projected[-1]
+
+    logprobs, _ = token_logprobs(hidden.requires_grad_(True), project, targets)
+    [logits] = projected
+    p = logits.detach().softmax(-1)
+    logprobs.sum().backward(retain_graph=True)
+    wanted = torch.nn.functional.one_hot(targets, VOCABULARY) - p
+    torch.testing.assert_close(logits.detach(), wanted.to(logits.dtype))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logprobs.sum().backward()
 
 
 def test_without_gradients_nothing_is_computed_twice():

@@ -142,7 +142,7 @@ def test_logits_that_autograd_keeps(tokens, kept):
     assert sum(saved) == 4 * vocabulary * kept
     batch = BatchSizes(rows=1, prompt_tokens=0, response_tokens=tokens)
     predicted = vocabulary_logits(shape, batch, tokens, trained=True, on_gpu=False)
-    assert predicted == 4 * vocabulary * ((kept or chunk) + chunk)
+    assert predicted == 4 * vocabulary * (kept or chunk)  # their gradient takes their place
 
 
 def test_what_the_plan_read_in_the_code_is_still_there():
