@@ -49,7 +49,6 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.dtype = x.dtype
         (first, second), (sin_first, sin_second) = _halves(x), _halves(sin)
         rotated = x * cos
         into_first, into_second = _halves(rotated)
@@ -65,7 +64,7 @@ class _Rotation(torch.autograd.Function):
         into_first, into_second = _halves(back)
         into_first.addcmul_(second, sin_second)
         into_second.addcmul_(first, sin_first, value=-1)
-        return back.to(ctx.dtype), None, None
+        return back, None, None
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
