@@ -167,7 +167,7 @@ class GeneratorActor(ActorOfSomeHost):
         self._is_updating = True
 
     def finish_update(self, version: int) -> None:
-        """Repack every layer for its kernels.
+        """Repack every layer for its kernels, and adopt the weights of a policy.
 
         Raises:
             ClusterError: weights were missing.
@@ -181,6 +181,7 @@ class GeneratorActor(ActorOfSomeHost):
                     f"{len(missing)} of the engine's parameters, {missing[0]} first; load complete "
                     "weights before generating"
                 )
+        self.adopt_weights(version, True)
 
     def synchronise(self, operation: str, *arguments: Any) -> None:
         """One of vLLM's four weight-update calls, made by a policy that sends over NCCL."""

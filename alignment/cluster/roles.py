@@ -6,6 +6,7 @@ ranks here, and the answers put together again in the batch's own row order.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,12 @@ class RemotePolicy(RemoteTrainable):
         """Log-probability of each response token, float32 [B, T]."""
         return self._grids("logprobs", batch)
 
+    @cached_property
+    def buckets(self) -> int:
+        """In how many pieces its weights leave it."""
+        count: int = self.group.call("count_buckets")[0]
+        return count
+
     def weights(self) -> PolicyWeights:
         """A handle on the current weights, to be loaded before the next `step()`."""
         return PolicyWeights(policy=self, changes=self.changes)
@@ -271,29 +278,29 @@ class RemoteGenerator(RemoteRole):
         """
         if isinstance(weights, PolicyWeights):
             weights.require_current()
-            self._load_from(weights.policy.group, version)
+            self._load_from(weights.policy, version)
             return
         if self.carrier is not None and isinstance(weights.folder, Path):
             weights = FolderWeights(folder=self.carrier.model(weights.folder))
         self.group.call("load_folder", weights, version)
         self._probing = None
 
-    def _load_from(self, policy: ActorGroup, version: int) -> None:
+    def _load_from(self, policy: RemotePolicy, version: int) -> None:
         """Engines take the weights; that they have is proved by each rollout of them."""
-        if policy.gpus_per_rank:  # over NCCL
-            policy.call("send_weights", self.group.actors, self.group.gpus_per_rank)
+        if policy.group.gpus_per_rank:  # over NCCL
+            policy.group.call("send_weights", self.group.actors, self.group.gpus_per_rank)
+            self.group.call("adopt_weights", version, True)
         else:
-            self._copy(policy, version)
-        self.group.call("adopt_weights", version, True)
+            self._copy(policy.group, policy.buckets)
+            self.group.call("finish_update", version)
         # Not before the engines are done: it would take their cores.
-        self._probing = policy.submit_to_all("probe")
+        self._probing = policy.group.submit_to_all("probe")
 
-    def _copy(self, policy: ActorGroup, version: int) -> None:
+    def _copy(self, policy: ActorGroup, buckets: int) -> None:
         """Take the weights from Ray's object store, where at most three buckets are at a time.
 
         Engines load one bucket while the next waits for them and the policy copies the one behind.
         """
-        buckets: int = policy.call("count_buckets")[0]
         copying = policy.submit_to_all("copy_bucket", 0)
         before = self.group.submit_to_all("begin_update")
         for following in range(1, buckets + 1):
@@ -304,7 +311,6 @@ class RemoteGenerator(RemoteRole):
             _wait_for_engines(before, policy)
             before = loading
         _wait_for_engines(before, policy)
-        self.group.call("finish_update", version)
 
 
 def _wait_for_engines(loading: Call, policy: ActorGroup) -> None:

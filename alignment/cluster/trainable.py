@@ -284,7 +284,8 @@ class TrainableActor(ActorOfSomeHost):
 
     @cached_property
     def _buckets(self) -> list[list[PublishedWeight]]:
-        return list(in_buckets(self._language_model().published_weights()))
+        buckets = list(in_buckets(self._language_model().published_weights()))
+        return buckets[-1:] + buckets[:-1]  # the smallest first: engines can begin the sooner
 
     @cached_property
     def _base_digest(self) -> str | None:
