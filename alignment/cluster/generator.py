@@ -8,6 +8,7 @@ is tied to the embeddings; everywhere, the prefix cache.
 import gc
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,11 @@ class GeneratorActor(ActorOfSomeHost):
         self._answer: ProbeAnswer | None = None
 
     def start(self) -> None:
-        """Load the model into vLLM."""
+        """Load the model into vLLM.
+
+        Raises:
+            ClusterError: the cache would not hold one sequence of full length.
+        """
         spec = self.spec
         self.device = actor_device(spec.name, self.rank, gpus=spec.resources.gpus_per_rank)
         from alignment.data.chat import end_of_turn_id
@@ -110,7 +115,12 @@ class GeneratorActor(ActorOfSomeHost):
         engine = _vllm_engine()
         # It would log a traceback about the tokenizer that it is told not to load.
         logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
-        self._llm = engine(**engine_arguments(spec, self.config))
+        try:
+            self._llm = engine(**engine_arguments(spec, self.config))
+        except ValueError as error:
+            if "cache" in str(error) and not spec.resources.gpus_per_rank:
+                raise ClusterError(_small_cache(spec, self.config, error)) from error
+            raise
         if self.device.type == "cpu":
             from alignment.cluster.vllm_sampling import draw_by_inversion
 
@@ -330,6 +340,17 @@ def _vllm_engine() -> Any:
         gc.freeze()
         gc.enable()
     return LLM
+
+
+def _small_cache(spec: GeneratorSpec, config: ClusterConfig, error: ValueError) -> str:
+    """In place of vLLM's own error, which advises on arguments that are not ours."""
+    found = re.search(r"[0-9.]+ GiB KV cache is needed", str(error))
+    needed = found[0] if found else "not even one block of it"
+    return (
+        f"{spec.name}: `cluster.kv_cache_gib` is {config.kv_cache_gib:g}, which does not hold one "
+        f"sequence of {spec.max_sequence_tokens} tokens ({needed}); raise it, to some sequences' "
+        "worth to sample them together, or let prompts and responses be shorter"
+    )
 
 
 def _response(completion: Any, version: int) -> GeneratedResponse:

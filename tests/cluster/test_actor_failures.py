@@ -22,6 +22,7 @@ from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
 from alignment.cluster.trainable import TrainableActor
 from alignment.errors import ClusterError, NumericsError
+from alignment.role_specs import GeneratorSpec
 
 pytestmark = pytest.mark.engines
 
@@ -67,6 +68,22 @@ def test_a_full_gpu_is_named_with_what_to_do(group: ActorGroup) -> None:
     assert message.startswith("critic rank 0 has no GPU memory left in fill_gpu: CUDA out of mem")
     assert "of which 681.56 MiB is free. Lower the stage's `tokens_per_microbatch`" in message
     assert "Traceback" not in message
+
+
+def test_a_cache_too_small_for_one_sequence_is_named_with_its_setting(
+    cluster: Cluster, tiny_model: Path
+) -> None:
+    config = cluster.config.model_copy(update={"kv_cache_gib": 0.0002})
+    spec = GeneratorSpec(name="generator", model_folder=tiny_model, max_sequence_tokens=512)
+    with pytest.raises(ClusterError) as failure:
+        Cluster(config, logs=cluster.logs).start_roles([spec])
+    message = str(failure.value)
+    assert message.startswith(
+        "generator: `cluster.kv_cache_gib` is 0.0002, which does not hold one"
+    )
+    assert "sequence of 512 tokens" in message
+    assert "GiB KV cache is needed" in message
+    assert "gpu_memory_utilization" not in message
 
 
 def test_a_killed_rank_is_named_and_not_its_complaining_peer(group: ActorGroup) -> None:
