@@ -36,6 +36,10 @@ CPU_BATCHED_TOKENS = 4096
 """Tokens of whole prompts that vLLM takes into one pass on CPU; a longer prompt raises it."""
 
 
+SMALL_CACHE = ("KV cache is needed", "No available memory for the cache blocks")
+"""What vLLM says where less than one sequence, or one block of it, has room."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedResponse:
     """One response: tokens (end-of-turn included if finished) and vLLM's log-probabilities."""
@@ -118,7 +122,8 @@ class GeneratorActor(ActorOfSomeHost):
         try:
             self._llm = engine(**engine_arguments(spec, self.config))
         except ValueError as error:
-            if "cache" in str(error) and not spec.resources.gpus_per_rank:
+            is_small = any(said in str(error) for said in SMALL_CACHE)
+            if is_small and self.device.type == "cpu":
                 raise ClusterError(_small_cache(spec, self.config, error)) from error
             raise
         if self.device.type == "cpu":

@@ -80,10 +80,9 @@ def token_logprobs(
     `project` maps hidden states [n, H] to logits [n, V] that nobody else needs, for backward writes
     their gradient in their place. It is called once a chunk of at most `chunk_tokens`, and where
     there are more than `KEPT_CHUNKS` again in backward, so that at most `KEPT_CHUNKS` chunks of
-    logits exist at a time. Under ZeRO-3
-    each call is a collective: ranks then pass the largest chunk count among them as `min_chunks`.
-    Logits are taken to float32 before the division by `temperature`. Entropy is a metric without
-    gradient unless `with_entropy_gradient`.
+    logits exist at a time. Under ZeRO-3 each call is a collective: ranks then pass the largest
+    chunk count among them as `min_chunks`. Logits are taken to float32 before the division by
+    `temperature`. Entropy is a metric without gradient unless `with_entropy_gradient`.
 
     Raises:
         ValueError: temperature or chunk_tokens is not positive.
