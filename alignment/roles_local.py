@@ -27,7 +27,9 @@ from alignment.models.loading import (
 from alignment.models.modules import LanguageModel, ValueModel
 from alignment.models.optimizer import build_optimizer, build_schedule, trained_state_bytes
 from alignment.models.passes import (
+    KeptPass,
     accumulate_gradients,
+    first_pass,
     logprobs_of,
     microbatches,
     scores_of,
@@ -49,6 +51,7 @@ class LocalTrainable:
         self.optimizer = build_optimizer(module, spec.optimizer)
         self.schedule = build_schedule(self.optimizer, spec.optimizer, spec.total_steps)
         self.average = WeightAverage(module, spec.ema_decay)
+        self._kept: KeptPass | None = None
 
     def forward_backward(
         self, batch: TokenBatch, loss: Loss, *, denominator: float
@@ -62,6 +65,7 @@ class LocalTrainable:
             denominator=denominator,
             backward=lambda total, _last: total.backward(),
             precision=training.precision,
+            kept=self._take_kept(),
         )
 
     def step(self) -> StepReport:
@@ -79,13 +83,15 @@ class LocalTrainable:
     def rest(self) -> None:
         """Nothing is given back: the process is everybody's."""
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probability of each response token."""
-        return logprobs_of(self.module, batch, **self._limits())
+    def logprobs(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """Log-probability of each response token; see `Policy.logprobs`."""
+        self._keep_pass(batch, trained_next)
+        return logprobs_of(self.module, batch, **self._limits(), kept=self._kept)
 
-    def values(self, batch: TokenBatch) -> Tensor:
-        """Value before each response token."""
-        return values_of(self.module, batch, **self._limits())
+    def values(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """Value before each response token; see `Critic.values`."""
+        self._keep_pass(batch, trained_next)
+        return values_of(self.module, batch, **self._limits(), kept=self._kept)
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Score of each sequence."""
@@ -116,6 +122,7 @@ class LocalTrainable:
         if missing:
             raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; delete it")
         self.average.load(folder)
+        self._kept = None
         is_whole = all(parameter.requires_grad for parameter in self.module.parameters())
         self.module.load_state_dict(state["module"], strict=is_whole)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -133,6 +140,13 @@ class LocalTrainable:
         facts = describe_local(self.spec.name)
         size = trained_state_bytes(self.module, averaged=self.spec.ema_decay is not None)
         return [facts | {"checkpoint_bytes": size}]
+
+    def _keep_pass(self, batch: TokenBatch, trained_next: bool) -> None:
+        self._kept = first_pass(self.module, batch, **self._limits()) if trained_next else None
+
+    def _take_kept(self) -> KeptPass | None:
+        kept, self._kept = self._kept, None
+        return kept
 
     def _parts(self) -> dict[str, Any]:
         return {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}

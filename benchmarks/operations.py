@@ -65,11 +65,17 @@ def value_pass(shape: ModelShape, sequences: Sequences) -> float:
 
 
 def ppo_phase_operations(
-    shape: ModelShape, sequences: Sequences, *, epochs: int, asks_policy: bool = True
+    shape: ModelShape,
+    sequences: Sequences,
+    *,
+    epochs: int,
+    asks_policy: bool = True,
+    kept_share: float = 0.0,
 ) -> dict[str, float]:
     """What each phase of our PPO step needs, all four models being of one shape.
 
-    The policy is not asked for old log-probabilities where they are the sampler's.
+    The policy is not asked for old log-probabilities where they are the sampler's. `kept_share` of
+    the sequences are updated from the pass that scored them.
     """
     language, value = language_pass(shape, sequences), value_pass(shape, sequences)
     phases = {
@@ -79,9 +85,11 @@ def ppo_phase_operations(
         "reference_logprobs": language,
         "values": value,
         "update_policy": WITH_BACKWARD * epochs * language,
-        "update_critic": WITH_BACKWARD * epochs * value,
+        "update_critic": (WITH_BACKWARD * epochs - FORWARD * kept_share) * value,
     }
-    if not asks_policy:
+    if asks_policy:
+        phases["update_policy"] -= FORWARD * kept_share * language
+    else:
         del phases["old_logprobs"]
     return phases
 
@@ -105,11 +113,14 @@ def predicted_ratio(
     *,
     epochs: int,
     asks_policy: bool = True,
+    kept_share: float = 0.0,
     trl_response_tokens: int | None = None,
 ) -> float:
     """TRL's operations over ours: its time over ours if both compute equally fast."""
     padded = sequences.padded(response_tokens=trl_response_tokens)
-    phases = ppo_phase_operations(shape, sequences, epochs=epochs, asks_policy=asks_policy)
+    phases = ppo_phase_operations(
+        shape, sequences, epochs=epochs, asks_policy=asks_policy, kept_share=kept_share
+    )
     ours = sum(phases.values())
     return trl_step_operations(shape, padded, epochs=epochs) / ours
 

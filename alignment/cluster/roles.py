@@ -148,9 +148,9 @@ class RemotePolicy(RemoteTrainable):
         self.changes += 1
         super().load_checkpoint(folder)
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
-        """Log-probability of each response token, float32 [B, T]."""
-        return self._grids("logprobs", batch)
+    def logprobs(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """Log-probability of each response token, float32 [B, T]; see `Policy.logprobs`."""
+        return self._grids("logprobs", batch, trained_next)
 
     @cached_property
     def buckets(self) -> int:
@@ -166,9 +166,13 @@ class RemotePolicy(RemoteTrainable):
 class RemoteValueTrainable(RemoteTrainable):
     """The critic, or the reward model while it is being trained."""
 
-    def values(self, batch: TokenBatch) -> Tensor:
-        """Value before each response token, float32 [B, T]."""
-        return self._grids("values", batch)
+    def values(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """Value before each response token, float32 [B, T]; see `Critic.values`.
+
+        On a CPU that roles use in turn nothing is kept: the policy is updated before.
+        """
+        is_apart = self.group.side_by_side or bool(self.group.gpus_per_rank)
+        return self._grids("values", batch, trained_next and is_apart)
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Score of each sequence, float32 [B]."""

@@ -48,8 +48,10 @@ from alignment.models.lora import PublishedWeight, base_digest
 from alignment.models.modules import LanguageModel
 from alignment.models.optimizer import trained_state_bytes
 from alignment.models.passes import (
+    KeptPass,
     Module,
     accumulate_gradients,
+    first_pass,
     logprobs_of,
     microbatches,
     run,
@@ -76,6 +78,7 @@ class TrainableActor(ActorOfSomeHost):
         self._engine: Any = None
         self._clip: ClipAndReport | None = None
         self._sender: tuple[list[Any], Any] | None = None
+        self._kept: KeptPass | None = None
 
     def open_meeting_point(self) -> tuple[str, int]:
         """Rank 0 only: host and port where the other ranks join."""
@@ -120,6 +123,7 @@ class TrainableActor(ActorOfSomeHost):
             # DeepSpeed will divide by the number of ranks: see deepspeed_engine.
             backward=lambda total, _last: self._engine.backward(total * self.num_ranks),
             weights=weights + [0.0] * padding,
+            kept=self._take_kept(),
         )
 
     def step(self) -> StepReport:
@@ -143,12 +147,14 @@ class TrainableActor(ActorOfSomeHost):
     @gives_memory_back
     def rest(self) -> None:
         """Keep nothing of the last updates while other roles work."""
+        self._kept = None
 
     @gives_memory_back
-    def logprobs(self, shard: Shard) -> Tensor:
-        """Log-probability of each response token, float32 [b, t]."""
+    def logprobs(self, shard: Shard, trained_next: bool = False) -> Tensor:
+        """Log-probability of each response token, float32 [b, t]; see `Policy.logprobs`."""
         self._keep_in_step(shard.batch)
-        return logprobs_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+        kept, tokens = self._keep_pass(shard.batch, trained_next), self._microbatch_tokens
+        return logprobs_of(self._module, shard.batch, tokens=tokens, kept=kept)
 
     @gives_memory_back
     def reference_logprobs(self, shard: Shard, reference: FrozenSpec) -> Tensor:
@@ -165,10 +171,11 @@ class TrainableActor(ActorOfSomeHost):
             return logprobs_of(self._module, shard.batch, tokens=tokens)
 
     @gives_memory_back
-    def values(self, shard: Shard) -> Tensor:
-        """Value before each response token, float32 [b, t]."""
+    def values(self, shard: Shard, trained_next: bool = False) -> Tensor:
+        """Value before each response token, float32 [b, t]; see `Critic.values`."""
         self._keep_in_step(shard.batch)
-        return values_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+        kept, tokens = self._keep_pass(shard.batch, trained_next), self._microbatch_tokens
+        return values_of(self._module, shard.batch, tokens=tokens, kept=kept)
 
     @gives_memory_back
     def scores(self, shard: Shard) -> Tensor:
@@ -226,6 +233,7 @@ class TrainableActor(ActorOfSomeHost):
 
     def load_checkpoint(self, source: Path | CarriedFolder) -> None:
         """Restore all of it; CheckpointError names a missing part."""
+        self._kept = None
         with reading_from(source) as folder:
             load_engine_checkpoint(
                 self._engine,
@@ -277,6 +285,20 @@ class TrainableActor(ActorOfSomeHost):
             "steps": self._engine.global_steps,
             "device": str(self.device),
         }
+
+    def _keep_pass(self, batch: TokenBatch, trained_next: bool) -> KeptPass | None:
+        """The first microbatch's pass if training is to start from it, and not before that.
+
+        ZeRO 3 has whole weights during a pass only.
+        """
+        self._kept = None
+        if trained_next and self.spec.training.zero_stage < 3:
+            self._kept = first_pass(self._module, batch, tokens=self._microbatch_tokens)
+        return self._kept
+
+    def _take_kept(self) -> KeptPass | None:
+        kept, self._kept = self._kept, None
+        return kept
 
     def _language_model(self) -> LanguageModel:
         assert isinstance(self._own, LanguageModel), "only a policy has weights to publish"

@@ -74,6 +74,12 @@ class Adapters:
                 for layer in self.layers.values():
                     layer.enable_adapters(True)
 
+    @property
+    def have_dropout(self) -> bool:
+        """Whether training drops out some of the adapters' inputs."""
+        parts = (part for layer in self.layers.values() for part in layer.lora_dropout.modules())
+        return any(isinstance(part, nn.Dropout) for part in parts)
+
     @contextmanager
     def dropout(self) -> Iterator[None]:
         """Dropout of the adapters' inputs on for a while; it is off otherwise."""

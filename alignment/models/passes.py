@@ -6,6 +6,7 @@ Results come back in the batch's own row order.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +39,37 @@ def microbatches(module: torch.nn.Module, batch: BatchT, *, tokens: int) -> list
     return [select_rows(batch, rows) for rows in _plan(module, batch, tokens, groups)]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPass:
+    """A microbatch's forward pass, made for its answers, that its loss can start from.
+
+    Good for one backward pass, at the weights it was made with.
+    """
+
+    piece: TokenBatch
+    outputs: LogprobOutputs | ValueOutputs
+
+    def is_of(self, piece: TokenBatch) -> bool:
+        """Whether it read the tokens of this microbatch and speaks about the same ones."""
+        names = ("token_ids", "attention_mask", "response_mask")
+        return all(torch.equal(getattr(self.piece, n), getattr(piece, n)) for n in names)
+
+
+def first_pass(
+    module: torch.nn.Module, batch: TokenBatch, *, tokens: int, precision: Precision = "float32"
+) -> KeptPass | None:
+    """The forward pass of the batch's first microbatch, with all that its backward pass needs.
+
+    None where training drops out inputs, for then its own pass is another one.
+    """
+    if _inner(module).adapters.have_dropout:
+        return None
+    piece = select_rows(batch, _plan(module, batch, tokens)[0])
+    device = next(module.parameters()).device
+    with arithmetic(precision, device):
+        return KeptPass(piece, run(module, piece, device))
+
+
 def accumulate_gradients(
     module: torch.nn.Module,
     pieces: Sequence[TokenBatch],
@@ -47,20 +79,26 @@ def accumulate_gradients(
     backward: Backward,
     precision: Precision = "float32",
     weights: Sequence[float] | None = None,
+    kept: KeptPass | None = None,
 ) -> dict[str, float]:
     """Back-propagate `sum of loss / denominator` over all microbatches; return metrics likewise.
 
     `weights` scales single microbatches; a weight of 0 keeps ranks in step without changing the
-    gradient, and such a microbatch is left out of the metrics.
+    gradient, and such a microbatch is left out of the metrics. `kept` spares the first one its
+    forward pass, if it is of that microbatch.
     """
     device = next(module.parameters()).device
     totals: dict[str, float] = {"loss": 0.0}
+    if kept is not None and not kept.is_of(pieces[0]):
+        kept = None
     for index, piece in enumerate(pieces):
         weight = 1.0 if weights is None else weights[index]
         with _inner(module).adapters.dropout():  # the backward pass may recompute the forward
             with arithmetic(precision, device):
-                sums = loss(run(module, piece, device), _to(piece, device))
+                outputs = kept.outputs if kept is not None else run(module, piece, device)
+                sums = loss(outputs, _to(piece, device))
             backward(sums.loss * (weight / denominator), index == len(pieces) - 1)
+            kept = None
         if weight == 0.0:
             continue
         totals["loss"] += float(sums.loss.detach()) / denominator
@@ -81,10 +119,14 @@ def logprobs_of(
     *,
     tokens: int,
     precision: Precision = "float32",
+    kept: KeptPass | None = None,
 ) -> Tensor:
-    """Log-probability of each response token, float32 [B, T] on CPU, 0 elsewhere."""
+    """Log-probability of each response token, float32 [B, T] on CPU, 0 elsewhere.
+
+    `kept` is the first microbatch's pass, if it was made already.
+    """
     grid = torch.zeros(batch.token_ids.shape)
-    for rows, outputs in _answers(module, batch, tokens, precision):
+    for rows, outputs in _answers(module, batch, tokens, precision, kept):
         assert isinstance(outputs, LogprobOutputs)
         _paste(grid, rows, outputs.new_logprobs)
     return grid
@@ -96,10 +138,11 @@ def values_of(
     *,
     tokens: int,
     precision: Precision = "float32",
+    kept: KeptPass | None = None,
 ) -> Tensor:
-    """Value before each response token, float32 [B, T] on CPU, 0 elsewhere."""
+    """Value before each response token, float32 [B, T] on CPU, 0 elsewhere; `kept` as above."""
     grid = torch.zeros(batch.token_ids.shape)
-    for rows, outputs in _answers(module, batch, tokens, precision):
+    for rows, outputs in _answers(module, batch, tokens, precision, kept):
         assert isinstance(outputs, ValueOutputs)
         _paste(grid, rows, outputs.new_values)
     return grid
@@ -153,15 +196,19 @@ def _answers(
     batch: TokenBatch,
     tokens: int,
     precision: Precision,
+    kept: KeptPass | None = None,
 ) -> Iterator[tuple[Tensor, LogprobOutputs | ValueOutputs]]:
     device = next(module.parameters()).device
-    for rows in _plan(module, batch, tokens):
+    for index, rows in enumerate(_plan(module, batch, tokens)):
+        if kept is not None and index == 0:
+            yield torch.tensor(rows), kept.outputs
+            continue
         with torch.no_grad(), arithmetic(precision, device):
             yield torch.tensor(rows), run(module, select_rows(batch, rows), device)
 
 
 def _paste(grid: Tensor, rows: Tensor, piece: Tensor) -> None:
-    grid[rows, : piece.shape[1]] = piece.float().cpu()
+    grid[rows, : piece.shape[1]] = piece.detach().float().cpu()
 
 
 def _to(batch: BatchT, device: torch.device) -> BatchT:

@@ -238,7 +238,8 @@ def update_seconds(spec: TrainableSpec, shape: ModelShape, work: StepWork, on: P
     # LoRA needs no gradients of the base's weights, one of the three.
     passes = (4.0 if training.gradient_checkpointing else 3.0) - (training.lora is not None)
     updated = adapter_parameters(spec, shape) or numbers
-    operations = passes * work.epochs * _pass_flops(spec, shape, work)
+    kept = _kept_share(spec, work, on)
+    operations = (passes * work.epochs - kept) * _pass_flops(spec, shape, work)
     seconds = operations / (on.flops * on.speed.train_share)
     per_minibatch = _microbatches(spec, work, on, sequences=work.sequences_per_minibatch)
     # In units of all weights sent once: gather forward and backward, reduce (Rajbhandari 2020,
@@ -292,6 +293,20 @@ def _pass_flops(spec: TrainableSpec | FrozenSpec, shape: ModelShape, work: StepW
         row_tokens=work.row_tokens,
         projected_tokens=responses if spec.kind == "language" else 0.0,
     )
+
+
+def _kept_share(spec: TrainableSpec, work: StepWork, on: Processors) -> float:
+    """Share of a step's sequences that are updated from the pass that scored them: one microbatch
+    a rank, if that pass was made, by a role that no other follows before the update.
+    """
+    training, rows = spec.training, min(work.sequences_per_minibatch, work.sequences)
+    has_dropout = training.lora is not None and training.lora.dropout > 0
+    is_scored = work.asks_policy if spec.kind == "language" else True
+    waits = spec.kind == "value" and not (spec.resources.gpus_per_rank or work.side_by_side)
+    if training.zero_stage == 3 or has_dropout or waits or not is_scored:
+        return 0.0
+    microbatches = _microbatches(spec, work, on, sequences=rows)
+    return rows / microbatches / work.sequences
 
 
 def _microbatches(spec: TrainableSpec, work: StepWork, on: Processors, *, sequences: int) -> int:

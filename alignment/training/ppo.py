@@ -70,7 +70,10 @@ def train_ppo(
 
         order_seed = derive_seed(seed, "order", step)
         minibatches = minibatches_of(config, len(rollout.token_ids), seed=order_seed, epoch=0)
-        scored = score_rollout(config, roles, rollout, minibatches, clock)
+        trains_policy = mix is None and step >= config.critic_warmup_steps
+        scored = score_rollout(
+            config, roles, rollout, minibatches, clock, trains_policy=trains_policy
+        )
         kl_nats = check_scored(scored, config, step=step)
 
         coefficient, moments = state.kl_coefficient, state.score_moments.add(scored.scores.tolist())

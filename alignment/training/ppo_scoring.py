@@ -12,7 +12,7 @@ from alignment.errors import NumericsError
 from alignment.experience import Rollout, ScoredRollout, select_rows
 from alignment.training.guards import require_finite, require_finite_rows, require_one_each
 from alignment.training.ppo_report import PhaseClock
-from alignment.training.roles import Critic, PPORoles
+from alignment.training.roles import Critic, Policy, PPORoles
 from alignment.training.sampler_gap import require_small_gap, rollout_gap
 from alignment.training.side_by_side import Task, side_by_side
 
@@ -23,29 +23,19 @@ def score_rollout(
     rollout: Rollout,
     minibatches: Sequence[Sequence[int]],
     clock: PhaseClock,
+    *,
+    trains_policy: bool = True,
 ) -> ScoredRollout:
     """Ask every model about the rollout, before any of them is updated.
 
-    Models on devices of their own answer at the same time, the others in turn.
-    Old log-probabilities are asked for in the minibatches of the first epoch: the same rows in
-    the same matrix products give the same bits, so that the first ratio is exactly 1. If they are
-    to be the sampler's, the policy is not asked.
+    Models on devices of their own answer at the same time, the others in turn. `minibatches` are
+    those of the first epoch; the first of them will be trained on next, by the policy only if
+    `trains_policy`.
     """
-    shape, sequences = rollout.token_ids.shape, len(rollout.token_ids)
 
     def score() -> Tensor:
         with clock.phase("score"):
             return roles.reward_model.scores(rollout)
-
-    def policy_logprobs() -> Tensor:
-        if config.old_logprobs == "sampler":
-            return rollout.sampling_logprobs
-        said = torch.zeros(shape)
-        with clock.phase("old_logprobs"):
-            for rows in minibatches:
-                part = roles.policy.logprobs(select_rows(rollout, rows))
-                said[rows, : part.shape[1]] = part
-        return said
 
     def reference_logprobs() -> Tensor:
         with clock.phase("reference_logprobs"):
@@ -54,27 +44,55 @@ def score_rollout(
     def critic_values(critic: Critic) -> tuple[Tensor, Tensor]:
         with clock.phase("values"):
             is_ended = config.score_position == "after_end"
-            return critic.values(rollout), critic.scores(rollout) if is_ended else end_values
+            ends = critic.scores(rollout) if is_ended else torch.zeros(len(rollout.token_ids))
+            return _values(critic, rollout, minibatches), ends
 
-    values, end_values = torch.zeros(shape), torch.zeros(sequences)
-    tasks: list[Task] = [
-        (roles.reward_model, score),
-        (roles.policy, policy_logprobs),
-        (roles.reference, reference_logprobs),
-    ]
+    def old_logprobs() -> Tensor:
+        if config.old_logprobs == "sampler":
+            return rollout.sampling_logprobs
+        with clock.phase("old_logprobs"):
+            return _logprobs(roles.policy, rollout, minibatches, is_trained=trains_policy)
+
+    # The policy last: where one follows the other, none works beside the pass that it keeps.
+    tasks: list[Task] = [(roles.reward_model, score), (roles.reference, reference_logprobs)]
     if roles.critic is not None:
         tasks.append((roles.critic, partial(critic_values, roles.critic)))
-    scores, old_logprobs, reference, *of_critic = side_by_side(tasks)
-    if of_critic:
-        [(values, end_values)] = of_critic
+    scores, reference, *of_critic, old = side_by_side([*tasks, (roles.policy, old_logprobs)])
+    values, ends = of_critic[0] if of_critic else (torch.zeros_like(old), torch.zeros(len(old)))
     return ScoredRollout(
         **{f.name: getattr(rollout, f.name) for f in fields(rollout)},
         scores=scores,
-        old_logprobs=old_logprobs,
+        old_logprobs=old,
         reference_logprobs=reference,
         old_values=values,
-        end_values=end_values,
+        end_values=ends,
     )
+
+
+def _logprobs(
+    policy: Policy, rollout: Rollout, minibatches: Sequence[Sequence[int]], *, is_trained: bool
+) -> Tensor:
+    """The policy's, asked for in minibatches: the same rows in the same matrix products give the
+    same bits, so that the first ratio is exactly 1.
+    """
+    said = torch.zeros(rollout.token_ids.shape)
+    first, *others = minibatches
+    for rows in (*others, first):
+        is_next = is_trained and rows is first
+        part = policy.logprobs(select_rows(rollout, rows), trained_next=is_next)
+        said[rows, : part.shape[1]] = part
+    return said
+
+
+def _values(critic: Critic, rollout: Rollout, minibatches: Sequence[Sequence[int]]) -> Tensor:
+    """The critic's, asked for of the minibatch that is trained on next and of all others."""
+    said = torch.zeros(rollout.token_ids.shape)
+    first, others = minibatches[0], [row for rows in minibatches[1:] for row in rows]
+    for rows in (others, first):
+        if rows:
+            part = critic.values(select_rows(rollout, rows), trained_next=rows is first)
+            said[rows, : part.shape[1]] = part
+    return said
 
 
 def check_scored(scored: ScoredRollout, config: PPOConfig, *, step: int) -> float:

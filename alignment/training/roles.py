@@ -27,9 +27,8 @@ class LogprobOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueOutputs:
-    """What a value model says: new_values [B, T] before each token; scores [B] at the last.
-
-    An ensemble's scores are one a head, [B, heads], and its values the heads' mean.
+    """What a value model says: new_values [B, T] before each token; scores [B] at the last, an
+    ensemble's [B, heads], whose values are the heads' mean.
     """
 
     new_values: Tensor
@@ -38,9 +37,8 @@ class ValueOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
-    """A microbatch's loss as a sum, not yet divided, and its metrics.
-
-    Metrics are sums too, except those named `..._max`, which are maxima.
+    """A microbatch's loss as a sum, not yet divided, and its metrics: sums too, of names in `_max`
+    maxima.
     """
 
     loss: Tensor
@@ -83,9 +81,8 @@ class Trainable(Protocol):
     ) -> dict[str, float]:
         """Add the gradient of `sum of loss over the whole batch / denominator`.
 
-        The role cuts the batch into microbatches and ranks as it likes: the gradient does not
-        depend on it. Returns `loss`, summed over the batch and divided by `denominator`, and
-        the loss's metrics, summed over the batch (maximum for names ending in `_max`).
+        The role cuts it into microbatches and ranks as it likes: the gradient does not depend on
+        it. Returns `loss`, likewise, and the metrics, summed (maximum for names in `_max`).
         """
         ...
 
@@ -110,8 +107,14 @@ class Trainable(Protocol):
         ...
 
 
-class Policy(Trainable, LogprobModel, Protocol):
+class Policy(Trainable, Protocol):
     """The language model being trained."""
+
+    def logprobs(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """See `LogprobModel`. With `trained_next`, what the next `forward_backward`, of the same
+        batch, needs of the first microbatch's pass may be kept for it.
+        """
+        ...
 
     def weights(self) -> Any:
         """A handle on the current weights that this family's Generator can load."""
@@ -121,8 +124,8 @@ class Policy(Trainable, LogprobModel, Protocol):
 class Critic(Trainable, Protocol):
     """The value model being trained."""
 
-    def values(self, batch: TokenBatch) -> Tensor:
-        """Value before each response token, float32 [B, T], 0 outside response_mask."""
+    def values(self, batch: TokenBatch, *, trained_next: bool = False) -> Tensor:
+        """Value before each response token, float32 [B, T], 0 elsewhere; see `Policy`."""
         ...
 
     def scores(self, batch: TokenBatch) -> Tensor:

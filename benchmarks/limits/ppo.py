@@ -14,7 +14,7 @@ from alignment.planning.model_shapes import read_model_shape
 from benchmarks.limits.products import Products, product_rate
 from benchmarks.operations import Sequences, ppo_phase_operations
 from benchmarks.ppo.our_side import EnoughError, OurPPO, our_roles
-from benchmarks.ppo.workload import BATCH, MINIBATCH, VARIANTS, bench_prompts
+from benchmarks.ppo.workload import BATCH, KEPT_SHARE, MINIBATCH, VARIANTS, bench_prompts
 
 MICROBATCH = 2048
 GROUPS = {
@@ -34,7 +34,9 @@ def measure_ppo(
     records: list[dict[str, Any]] = []
     with our_roles(variant, models, scratch, threads=threads, steps=rounds + 1) as ours:
         lengths = ours.sample(prompts)
-        operations = ppo_phase_operations(shape, lengths, epochs=variant.epochs)
+        operations = ppo_phase_operations(
+            shape, lengths, epochs=variant.epochs, kept_share=KEPT_SHARE
+        )
 
         def after_step(step: int, metrics: Mapping[str, float]) -> None:
             rates = phase_rates(ours, lengths, variant.precision)

@@ -23,7 +23,7 @@ from benchmarks.operations import Sequences, predicted_ratio
 from benchmarks.ppo.our_side import EnoughError, our_roles
 from benchmarks.ppo.report import report
 from benchmarks.ppo.trl_process import TrlProcess, trl_python, trl_trainer
-from benchmarks.ppo.workload import VARIANTS, Variant, bench_prompts, prepare_models
+from benchmarks.ppo.workload import KEPT_SHARE, VARIANTS, Variant, bench_prompts, prepare_models
 
 KEPT = Path("build/bench-ppo")
 
@@ -123,6 +123,7 @@ def _facts(variant: Variant, lengths: Sequences, model: Path, threads: int) -> d
             lengths,
             epochs=variant.epochs,
             asks_policy=variant.old_logprobs == "trainer",
+            kept_share=KEPT_SHARE,
         ),
         "prompt_tokens": [sum(lengths.prompts) / len(lengths.prompts), max(lengths.prompts)],
         "response_tokens": [

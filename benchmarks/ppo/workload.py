@@ -17,6 +17,8 @@ from alignment.models.loading import load_tokenizer, load_value_model
 from alignment.records import Message, Prompt
 
 BATCH, MINIBATCH = 32, 8
+KEPT_SHARE = MINIBATCH / BATCH
+"""A minibatch is one microbatch, so that the first is updated from the pass that scored it."""
 MAX_PROMPT_TOKENS, RESPONSE_TOKENS = 64, 64
 REWARD_HEAD_SEED = 0
 

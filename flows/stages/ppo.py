@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alignment.checkpoints import Checkpoints
     from alignment.experience import TokenBatch
 
-STAGE, VERSION = "ppo", 7
+STAGE, VERSION = "ppo", 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,18 @@ def test_updates_grow_with_epochs_and_the_prediction_with_padding() -> None:
     assert said == pytest.approx(padded / without)
 
 
+def test_the_first_minibatch_is_updated_from_the_pass_that_scored_it() -> None:
+    kept = ppo_phase_operations(SHAPE, LENGTHS, epochs=2, kept_share=0.25)
+    assert kept["update_policy"] == 5.75 * kept["old_logprobs"]
+    assert kept["update_critic"] == 5.75 * kept["values"]
+    unasked = ppo_phase_operations(SHAPE, LENGTHS, epochs=2, kept_share=0.25, asks_policy=False)
+    assert unasked["update_policy"] == 6 * kept["old_logprobs"]
+    assert unasked["update_critic"] == kept["update_critic"]
+    step = trl_step_operations(SHAPE, LENGTHS.padded(), epochs=2)
+    said = predicted_ratio(SHAPE, LENGTHS, epochs=2, kept_share=0.25)
+    assert said == pytest.approx(step / sum(kept.values()))
+
+
 def test_a_rate_is_weighted_by_operations() -> None:
     assert weighted_rate([30.0, 10.0], [10.0, 10.0]) == 10.0
     assert weighted_rate([30.0, 10.0], [30.0, 1.0]) == pytest.approx(40 / 11)

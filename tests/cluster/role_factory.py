@@ -120,6 +120,9 @@ class RevealingActor(TrainableActor):
             revealed[name] = (moment / (1 - first_beta)).clone()
         return revealed
 
+    def keeps_a_pass(self) -> bool:
+        return self._kept is not None
+
     def project_at_most(self, tokens: int) -> None:
         """Cut the projection to the vocabulary into smaller chunks than real models need."""
         self._own.chunk_tokens = tokens

@@ -73,7 +73,11 @@ def _compare_with_one_process(policy: RemotePolicy, spec: TrainableSpec, batch: 
     named = local.module.named_parameters()
     gradients = {n: p.grad.clone() for n, p in named if p.requires_grad}
 
+    policy.logprobs(batch, trained_next=True)
+    kept = policy.group.call("keeps_a_pass")
+    assert kept == [spec.training.zero_stage < 3] * spec.resources.ranks
     sums = policy.forward_backward(batch, negative_logprob, denominator=tokens)
+    assert not any(policy.group.call("keeps_a_pass"))
     assert sums["tokens"] == tokens
     assert sums["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     report, expected_report = policy.step(), local.step()

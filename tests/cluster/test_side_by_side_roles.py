@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import ray
-from role_factory import trainable_spec
+from role_factory import random_batch, trainable_spec
 
 from alignment.cluster import Cluster
 from alignment.config import ClusterConfig, PipelineConfig, RoleResources
@@ -20,6 +20,7 @@ from alignment.role_specs import (
     keeps_memory,
     threads_of,
 )
+from alignment.training.roles import PPORoles
 from alignment.training.side_by_side import lanes_of
 
 BOTH = ClusterConfig(side_by_side=True, threads=8)
@@ -95,6 +96,35 @@ def roles(cluster: Cluster, tiny_model: Path) -> Iterator[dict[str, Any]]:
 def test_real_roles_have_their_threads_and_lanes_of_their_own(roles: dict[str, Any]) -> None:
     assert [role.describe()[0]["threads"] for role in roles.values()] == [1, 1, 1]
     assert lanes_of([role.devices for role in roles.values()]) == [[0], [1], [2]]
+
+
+def keeps_a_pass(role: Any) -> bool:
+    [actor] = role.group.actors
+    kept: bool = ray.get(actor.__ray_call__.remote(lambda own: own._kept is not None))
+    return kept
+
+
+@pytest.mark.engines
+def test_beside_the_policy_a_critic_keeps_its_first_pass_too(roles: dict[str, Any]) -> None:
+    batch = random_batch(3, seed=1)
+    policy, critic = roles["first"], roles["second"]
+    policy.logprobs(batch, trained_next=True)
+    critic.values(batch, trained_next=True)
+    assert [keeps_a_pass(role) for role in (policy, critic)] == [True, True]
+    policy.logprobs(batch)
+    critic.values(batch)
+    assert [keeps_a_pass(role) for role in (policy, critic)] == [False, False]
+
+
+@pytest.mark.engines
+def test_a_critic_that_waits_for_the_policy_keeps_nothing(ppo_roles: PPORoles) -> None:
+    batch, critic = random_batch(3, seed=1), ppo_roles.critic
+    assert critic is not None
+    ppo_roles.policy.logprobs(batch, trained_next=True)
+    critic.values(batch, trained_next=True)
+    assert [keeps_a_pass(role) for role in (ppo_roles.policy, critic)] == [True, False]
+    ppo_roles.policy.rest()
+    assert not keeps_a_pass(ppo_roles.policy)
 
 
 @pytest.mark.engines

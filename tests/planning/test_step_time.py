@@ -1,6 +1,8 @@
 """Operations by hand, seconds that follow from rates, and which way they move."""
 
+import math
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from shapes_for_tests import engine, frozen, machines, ppo_request, trained
@@ -12,6 +14,7 @@ from alignment.planning.step_time import (
     Load,
     StepWork,
     forward_flops,
+    forward_seconds,
     generate_seconds,
     phase_seconds,
     processors_of,
@@ -67,7 +70,11 @@ def test_phases_are_those_of_the_roles():
     assert left == {k: v for k, v in seconds.items() if k not in ("values", "update_critic")}
     unasked = replace(QUICKSTART, asks_policy=False)
     left = phase_seconds(request.specs, request.shapes, unasked, machines(), threads=2)
-    assert left == {k: v for k, v in seconds.items() if k != "old_logprobs"}
+    kept = {"old_logprobs", "update_policy"}  # not asked, it has no pass to start from
+    assert {k: v for k, v in left.items() if k != "update_policy"} == {
+        k: v for k, v in seconds.items() if k not in kept
+    }
+    assert left["update_policy"] > 1.1 * seconds["update_policy"]
 
 
 PHASES_S = dict(zip(PHASES, (8.0, 1.0, 3.0, 2.0, 0.5, 10.0, 6.0, 0.25), strict=True))
@@ -156,6 +163,33 @@ def test_the_quickstart_step_of_the_reference_machine():
         assert seconds[name] / total == pytest.approx(share, rel=0.25), name
 
 
+@pytest.mark.parametrize(
+    ("work", "name", "changes", "passes"),
+    [
+        ({}, "policy", {}, 2.5),  # a minibatch, half of the sequences, is one microbatch
+        ({"epochs": 4}, "policy", {}, 11.5),
+        ({}, "policy", {"tokens_per_microbatch": 304}, 2.75),  # it is two
+        ({}, "policy", {"ranks": 2, "tokens_per_microbatch": 304}, 2.5),  # of two ranks, each one
+        ({}, "policy", {"zero_stage": 3}, 3.0),
+        ({}, "policy", {"lora": {"dropout": 0.1}}, 2.0),  # no gradient of the base's weights
+        ({}, "policy", {"lora": {}}, 1.5),
+        ({"asks_policy": False}, "policy", {}, 3.0),
+        ({}, "critic", {}, 3.0),  # the policy's update would wait beside what it keeps
+        ({"side_by_side": True}, "critic", {}, 2.5),
+        ({}, "critic", {"gpus": 1}, 2.5),
+    ],
+)
+def test_the_first_microbatch_is_updated_from_the_pass_that_scored_it(
+    work: dict[str, Any], name: str, changes: dict[str, Any], passes: float
+) -> None:
+    spec = trained(name, "language" if name == "policy" else "value", **changes)
+    work_done = replace(QUICKSTART, **work)
+    on = replace(processors_of(spec, machines(gpus=8), threads=2), bandwidth=math.inf, flops=1e12)
+    on = replace(on, speed=replace(on.speed, call_s=0.0, collective_bytes_per_s=math.inf))
+    one = forward_seconds(spec, SMOL, work_done, on) * on.speed.forward_share / on.speed.train_share
+    assert update_seconds(spec, SMOL, work_done, on) == pytest.approx(passes * one)
+
+
 def test_a_checkpointed_pass_costs_a_third_more():
     where = machines(gpus=8)
     on = processors_of(trained(gpus=1), where, threads=2)
@@ -166,7 +200,8 @@ def test_a_checkpointed_pass_costs_a_third_more():
     fixed = QUICKSTART.minibatches * (
         on.speed.call_s + 28 * LLAMA.parameters / (2039e9 * on.speed.memory_share)
     )
-    assert (again - fixed) / (plain - fixed) == pytest.approx(4 / 3)
+    kept = 0.5  # of the sequences, whose forward pass is made before
+    assert (again - fixed) / (plain - fixed) == pytest.approx((4 - kept) / (3 - kept))
 
 
 def test_zero_3_sends_weights_in_every_microbatch():

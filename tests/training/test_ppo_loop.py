@@ -182,6 +182,7 @@ def test_old_logprobs_are_asked_for_in_the_minibatches_of_the_first_epoch(
     roles = toy_roles(tiny_model, config)
     asked: list[list[list[int]]] = []
     updated: list[list[list[int]]] = []
+    told: list[bool] = []
 
     class Recording:
         """The policy itself, writing down which rows it was given."""
@@ -189,9 +190,10 @@ def test_old_logprobs_are_asked_for_in_the_minibatches_of_the_first_epoch(
         def __getattr__(self, name: str) -> object:
             return getattr(roles.policy, name)
 
-        def logprobs(self, batch: TokenBatch) -> torch.Tensor:
+        def logprobs(self, batch: TokenBatch, *, trained_next: bool = False) -> torch.Tensor:
             asked.append(batch.token_ids.tolist())
-            return roles.policy.logprobs(batch)
+            told.append(trained_next)
+            return roles.policy.logprobs(batch, trained_next=trained_next)
 
         def forward_backward(
             self, batch: TokenBatch, loss: Loss, *, denominator: float
@@ -201,4 +203,5 @@ def test_old_logprobs_are_asked_for_in_the_minibatches_of_the_first_epoch(
 
     run(config, replace(roles, policy=cast(Policy, Recording())), tmp_path)
     assert len(asked) == 3
-    assert asked == updated[:3] != updated[3:]
+    assert asked == [*updated[1:3], updated[0]] != [*updated[4:], updated[3]]
+    assert told == [False, False, True], "only the first minibatch's pass is worth keeping"
