@@ -76,11 +76,10 @@ def _other_tokens(role: Counted, batch: TokenBatch) -> TokenBatch:
     return swapped
 
 
-def _other_response(role: Counted, batch: TokenBatch) -> TokenBatch:
-    shifted = random_batch(5, seed=10)
-    for mask in shifted.response_mask:
-        mask[int(mask.nonzero()[0])] = False
-    return shifted
+def _longer_responses(role: Counted, batch: TokenBatch) -> TokenBatch:
+    whole = random_batch(5, seed=10)
+    whole.response_mask[:, 1:] = whole.attention_mask[:, 1:]
+    return whole
 
 
 def _after_a_step(role: Counted, batch: TokenBatch) -> TokenBatch:
@@ -94,7 +93,9 @@ def _asked_again(role: Counted, batch: TokenBatch) -> TokenBatch:
     return batch
 
 
-@pytest.mark.parametrize("meanwhile", [_other_tokens, _other_response, _after_a_step, _asked_again])
+@pytest.mark.parametrize(
+    "meanwhile", [_other_tokens, _longer_responses, _after_a_step, _asked_again]
+)
 def test_another_batch_or_other_weights_get_a_pass_of_their_own(
     tiny_model: Path, meanwhile: Any
 ) -> None:
