@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.cluster.carried_folders import ActorOfSomeHost, kept_model
+from alignment.cluster.lent_weights import Borrower, LentWeights
 from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.weights import (
     FolderWeights,
@@ -175,8 +176,22 @@ class GeneratorActor(ActorOfSomeHost):
         self._llm.start_weight_update()
         self._is_updating = True
 
-    def load_bucket(self, bucket: WeightBucket) -> None:
-        """Load one piece of the weights."""
+    def can_read(self, lent: LentWeights) -> bool:
+        """Whether a policy's weights can be read where it trains them."""
+        return Borrower().can_read(lent)
+
+    def load_lent(self, lent: LentWeights, version: int) -> None:
+        """Load a policy's weights from where it trains them, while it does not.
+
+        Raises:
+            ClusterError: weights were missing.
+        """
+        self.begin_update()
+        self.load_bucket(lent)
+        self.finish_update(version)
+
+    def load_bucket(self, bucket: WeightBucket | LentWeights) -> None:
+        """Load one piece of the weights, or all that are lent."""
         self._is_updating = False  # where loading fails, vLLM ends the update itself
         self._llm.update_weights({"update_info": {"bucket": bucket}})
         self._is_updating = True

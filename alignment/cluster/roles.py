@@ -17,6 +17,7 @@ from torch import Tensor
 from alignment.cluster.carried_folders import Carrier, fetch_folder, send_folder
 from alignment.cluster.generator import GeneratedResponse, Sampled, require_same_answer
 from alignment.cluster.groups import ActorGroup, Call
+from alignment.cluster.lent_weights import LentWeights
 from alignment.cluster.shards import merge_grids, merge_metrics, merge_rows, shard_batch
 from alignment.cluster.weights import FolderWeights
 from alignment.errors import ClusterError, DataError
@@ -153,6 +154,12 @@ class RemotePolicy(RemoteTrainable):
         return self._grids("logprobs", batch, trained_next)
 
     @cached_property
+    def lent(self) -> LentWeights | None:
+        """Where engines of its host may read its weights; None if they have to be copied."""
+        where: LentWeights | None = self.group.call("lent_weights")[0]
+        return where
+
+    @cached_property
     def buckets(self) -> int:
         """In how many pieces its weights leave it."""
         count: int = self.group.call("count_buckets")[0]
@@ -242,6 +249,8 @@ class RemoteRollout:
 class RemoteGenerator(RemoteRole):
     """Rollout engines, on vLLM."""
 
+    _lender: tuple[bytes, bool] | None = None
+    """The last policy that would lend its weights, and whether all engines can read them."""
     _probing: Call | None = None
     """What the policy whose weights are in use says of the probe."""
 
@@ -294,11 +303,20 @@ class RemoteGenerator(RemoteRole):
         if policy.group.gpus_per_rank:  # over NCCL
             policy.group.call("send_weights", self.group.actors, self.group.gpus_per_rank)
             self.group.call("adopt_weights", version, True)
+        elif self._can_read(policy.lent):
+            self.group.call("load_lent", policy.lent, version)
         else:
             self._copy(policy.group, policy.buckets)
             self.group.call("finish_update", version)
         # Not before the engines are done: it would take their cores.
         self._probing = policy.group.submit_to_all("probe")
+
+    def _can_read(self, lent: LentWeights | None) -> bool:
+        if lent is None:
+            return False
+        if self._lender is None or self._lender[0] != lent.secret:
+            self._lender = lent.secret, all(self.group.call("can_read", lent))
+        return self._lender[1]
 
     def _copy(self, policy: ActorGroup, buckets: int) -> None:
         """Take the weights from Ray's object store, where at most three buckets are at a time.

@@ -26,6 +26,7 @@ from alignment.cluster.deepspeed_engine import (
     start_engine,
 )
 from alignment.cluster.engine_checkpoint import load_engine_checkpoint, save_engine_checkpoint
+from alignment.cluster.lent_weights import Lender, LentWeights, can_lend
 from alignment.cluster.process_group import (
     join_store,
     largest_over_ranks,
@@ -79,6 +80,7 @@ class TrainableActor(ActorOfSomeHost):
         self._clip: ClipAndReport | None = None
         self._sender: tuple[list[Any], Any] | None = None
         self._kept: KeptPass | None = None
+        self._lender: Lender | None = None
 
     def open_meeting_point(self) -> tuple[str, int]:
         """Rank 0 only: host and port where the other ranks join."""
@@ -182,6 +184,19 @@ class TrainableActor(ActorOfSomeHost):
         """Score of each sequence, float32 [b]."""
         self._keep_in_step(shard.batch)
         return scores_of(self._module, shard.batch, tokens=self._microbatch_tokens)
+
+    def lent_weights(self) -> LentWeights | None:
+        """Rank 0: where engines of this host may read the weights, which move there once; None if
+        they have to be copied, being on a GPU, sharded by DeepSpeed or to be merged.
+        """
+        if self.rank or self.spec.training.zero_stage or self.device.type != "cpu":
+            return None
+        if self._lender is None:
+            weights = self._language_model().published_weights()
+            if not can_lend(weights):
+                return None
+            self._lender = Lender(weights)
+        return self._lender.lent()
 
     def count_buckets(self) -> int:
         """In how many pieces `copy_bucket` gives the weights."""

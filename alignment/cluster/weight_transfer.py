@@ -14,9 +14,13 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from alignment.cluster.lent_weights import Borrower, LentWeights
 from alignment.cluster.weights import WeightBucket, read_bucket
 
 BACKEND = "alignflow_object_store"
+
+BORROWER = Borrower()
+"""One a process: its mapping outlives an update."""
 
 
 @dataclass
@@ -26,9 +30,9 @@ class StoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class StoreUpdateInfo(WeightTransferUpdateInfo):
-    """One piece of the weights."""
+    """One piece of the weights, or all of them where a policy lends them."""
 
-    bucket: WeightBucket
+    bucket: WeightBucket | LentWeights
 
 
 class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
@@ -47,8 +51,10 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: StoreUpdateInfo) -> None:
-        """Load one piece."""
-        self._loaded |= self.model.load_weights(read_bucket(update_info.bucket))
+        """Load one piece, or all."""
+        piece = update_info.bucket
+        weights = BORROWER.read(piece) if isinstance(piece, LentWeights) else read_bucket(piece)
+        self._loaded |= self.model.load_weights(weights)
 
     def finish_weight_update(self) -> None:
         """Repack every layer for its kernels, and note which weights never came.

@@ -77,6 +77,7 @@ def role_memory(
     gpu: GpuKind | None,
     *,
     publishes: bool,
+    readers: int = 0,
 ) -> RoleMemory:
     """Memory of one rank of any role.
 
@@ -86,15 +87,17 @@ def role_memory(
         batch: the largest batch it is called with.
         cluster: sizes of the KV cache and of the rollout engines' share of a GPU.
         gpu: the GPU it runs on, where it has one.
-        publishes: its weights go through Ray's object store to rollout engines.
+        publishes: the policy's weights go to rollout engines, on CPUs through Ray's object store.
+        readers: so many engines read them where they are instead; what several processes map
+            counts to each in part.
     """
     if isinstance(spec, GeneratorSpec):
         if gpu is None:
-            return _generator_on_cpu(spec, shape, cluster, publishes=publishes)
+            return _generator_on_cpu(spec, shape, cluster, publishes=publishes, readers=readers)
         return _generator_on_gpu(spec, shape, cluster.gpu_memory_fraction, gpu)
     if isinstance(spec, FrozenSpec):
         return _frozen(spec, shape, batch)
-    return _trainable(spec, shape, batch, publishes=publishes)
+    return _trainable(spec, shape, batch, publishes=publishes, readers=readers)
 
 
 def parameters_of(spec: RoleSpec, shape: ModelShape) -> int:
@@ -164,7 +167,7 @@ def vocabulary_logits(
 
 
 def _trainable(
-    spec: TrainableSpec, shape: ModelShape, batch: BatchSizes, *, publishes: bool
+    spec: TrainableSpec, shape: ModelShape, batch: BatchSizes, *, publishes: bool, readers: int
 ) -> RoleMemory:
     training, ranks = spec.training, spec.resources.ranks
     stage, numbers = training.zero_stage, parameters_of(spec, shape)
@@ -195,7 +198,9 @@ def _trainable(
     optimizer = 4 * ((2 * updated_share if stage else 2 * updated) + master)
     buffers = temporary + 4 * _collective_numbers(stage, numbers, updated, ranks)
     buffers += 2 * numbers if training.precision == "bfloat16" else 0
-    published = _store_share(shape) if publishes and not on_gpu else 0
+    published = 0
+    if publishes and spec.kind == "language" and not on_gpu:
+        published = -_readers_part(numbers, readers) * readers if readers else _store_share(shape)
     slack = 0 if on_gpu else _slack(activations + gradients + temporary)
     idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
     whole = on_gpu and (stage < 3 or known.LOADS_WHOLE_MODEL_ON_DEVICE)
@@ -247,13 +252,14 @@ def _frozen(spec: FrozenSpec, shape: ModelShape, batch: BatchSizes) -> RoleMemor
 
 
 def _generator_on_cpu(
-    spec: GeneratorSpec, shape: ModelShape, cluster: ClusterConfig, *, publishes: bool
+    spec: GeneratorSpec, shape: ModelShape, cluster: ClusterConfig, *, publishes: bool, readers: int
 ) -> RoleMemory:
     """A tied head is packed apart from the embedding; see `publishes` for what updates add."""
     weights = _bytes_of(spec.precision) * shape.parameters
     buffers = _bytes_of(spec.precision) * shape.vocabulary_matrix if shape.tied else 0
-    if publishes:  # the copy an update leaves, and its share of Ray's object store
-        buffers += weights + _store_share(shape)
+    if publishes:  # the copy an update leaves, and a share of what it was made from
+        buffers += weights
+        buffers += _readers_part(shape.parameters, readers) if readers else _store_share(shape)
     cache = int(cluster.kv_cache_gib * known.GIB)
     return RoleMemory(
         role=spec.name,
@@ -265,6 +271,11 @@ def _generator_on_cpu(
         overhead=known.IDLE_GENERATOR_BYTES,
         resting=weights + cache + buffers + known.IDLE_GENERATOR_BYTES,
     )
+
+
+def _readers_part(numbers: int, readers: int) -> int:
+    """What each engine counts of float32 weights that it maps beside the policy."""
+    return 4 * numbers // (readers + 1)
 
 
 def _store_share(shape: ModelShape) -> int:

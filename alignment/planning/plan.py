@@ -69,7 +69,7 @@ class StagePlan:
 
 def plan_stage(request: StageRequest, cluster: ClusterConfig, machines: Machines) -> StagePlan:
     """The stage's memory and placement on the machines."""
-    publishes = _publishes(request.specs)
+    publishes, readers = _publishes(request.specs), _readers(request.specs)
     memories = {
         spec.name: role_memory(
             spec,
@@ -78,6 +78,7 @@ def plan_stage(request: StageRequest, cluster: ClusterConfig, machines: Machines
             cluster,
             machines.gpu if spec.resources.gpus_per_rank else None,
             publishes=publishes,
+            readers=readers,
         )
         for spec in request.specs
         if shares_with(spec) is None and not (spec.resources.gpus_per_rank and machines.gpu is None)
@@ -137,6 +138,26 @@ def _publishes(specs: Sequence[RoleSpec]) -> bool:
     """A stage that trains a language model beside a rollout engine sends it weights."""
     trained = any(isinstance(s, TrainableSpec) and s.kind == "language" for s in specs)
     return trained and any(isinstance(s, GeneratorSpec) for s in specs)
+
+
+def _readers(specs: Sequence[RoleSpec]) -> int:
+    """Engines that read the policy's weights in its memory (`alignment.cluster.lent_weights`),
+    all taken to be on one host.
+    """
+    engines = [spec for spec in specs if isinstance(spec, GeneratorSpec)]
+    lent = [
+        spec
+        for spec in specs
+        if isinstance(spec, TrainableSpec)
+        and spec.kind == "language"
+        and spec.training.zero_stage == 0
+        and spec.training.lora is None
+    ]
+    on_gpus = [spec.resources.gpus_per_rank for spec in engines]
+    on_gpus += [spec.resources.gpus_per_rank for spec in lent]
+    if not lent or any(on_gpus):
+        return 0
+    return sum(spec.resources.ranks for spec in engines)
 
 
 def _role_fit(memory: RoleMemory, cluster: ClusterConfig, machines: Machines) -> RoleFit:

@@ -13,6 +13,7 @@ import role_factory
 from ray import cloudpickle
 from role_factory import make_cluster_config, trainable_spec
 
+from alignment.cluster.roles import RemoteGenerator
 from alignment.cluster.runtime import ray_runtime
 from alignment.cluster.session import Cluster
 from alignment.role_specs import FrozenSpec, GeneratorSpec
@@ -54,3 +55,12 @@ def ppo_roles(cluster: Cluster, tiny_model: Path) -> PPORoles:
     )
     opened.callback(cluster.stop_roles, list(roles))
     return PPORoles(**roles)
+
+
+@pytest.fixture
+def copying(ppo_roles: PPORoles) -> RemoteGenerator:
+    """The engines of `ppo_roles`, as if they could not look into the policy's process."""
+    assert isinstance(ppo_roles.generator, RemoteGenerator)
+    other = RemoteGenerator(ppo_roles.generator.group)
+    other._can_read = lambda _: False  # type: ignore[method-assign]
+    return other

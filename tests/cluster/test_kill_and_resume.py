@@ -40,6 +40,7 @@ MOMENTS = {
     "checkpoint": ("critic", "save_checkpoint"),
     "copy": ("policy", "copy_bucket"),
     "sync": ("generator", "load_bucket"),
+    "lent": ("generator", "load_lent"),
 }
 
 
@@ -63,6 +64,13 @@ class Stage:
     def replace(self, name: str) -> None:
         self._cluster.stop_roles([name])
         self._roles |= self._cluster.start_roles([self._specs[name]])
+
+    def copy_weights(self, copies: bool) -> None:
+        """Let engines get copies of the weights, or read the policy's again."""
+        if copies:
+            self._roles["generator"]._can_read = lambda _: False
+        else:
+            self._roles["generator"].__dict__.pop("_can_read", None)
 
     def set_apart(self) -> None:
         """Let every role claim a device of its own, so that they work side by side."""
@@ -133,6 +141,7 @@ def test_policy_critic_and_generator_are_killed_in_turn(
         assert not list((broken / "checkpoints").glob("draft-*"))
         said = killed(stage, config, broken, Kill("generator", "generator", "generate", 1))
         assert "died in generate" in said
+        stage.copy_weights(True)
         said = killed(stage, config, broken, Kill("policy", "policy", "copy_bucket", 1))
         assert "died in copy_bucket" in said  # and leaves the engine in the midst of an update
         stage.set_apart()
@@ -153,7 +162,7 @@ def test_a_run_that_samples_ahead_is_killed(
         killed(stage, config, broken, Kill("policy", "policy", "forward_backward", 3))
         killed(stage, config, broken, Kill("generator", "generator", "generate", 2))
         killed(stage, config, broken, Kill("critic", "critic", "save_checkpoint", 2))
-        killed(stage, config, broken, Kill("generator", "generator", "load_bucket", 2))
+        killed(stage, config, broken, Kill("generator", "generator", "load_lent", 2))
         kill = Kill("driver", "policy", "step", 2, 0.002)
         code, output = driven(tiny_model, broken, config, kill)
         assert code == -signal.SIGKILL, output
@@ -175,6 +184,7 @@ def test_any_role_is_killed_at_any_moment(
         broken = tmp_path / "start"
         for victim, moment in cases:
             delay_s = draw.choice([0.0, draw.uniform(0.0, 0.03)])
+            stage.copy_weights(moment in ("copy", "sync"))
             killed(stage, config, broken, Kill(victim, *MOMENTS[moment], 1, delay_s))
         train(config, stage.roles, broken)
     assert_same(broken, tmp_path / "unbroken", config)

@@ -18,6 +18,7 @@ from role_factory import (
 from alignment.cluster import Cluster, weights_from_folder
 from alignment.cluster.failures import log_tail
 from alignment.cluster.generator import CPU_BATCHED_TOKENS
+from alignment.cluster.roles import RemoteGenerator
 from alignment.errors import ClusterError, DataError, ModelError
 from alignment.experience import EncodedPrompt, Sampling
 from alignment.models.loading import load_language_model
@@ -232,8 +233,10 @@ def test_an_engine_gives_its_freed_memory_back_after_a_rollout(ppo_roles: PPORol
     assert held - resting["memory_mib"] > 150
 
 
-def test_weights_arrive_whole_in_many_buckets(ppo_roles: PPORoles) -> None:
-    policy, generator = ppo_roles.policy, ppo_roles.generator
+def test_weights_arrive_whole_in_many_buckets(
+    ppo_roles: PPORoles, copying: RemoteGenerator
+) -> None:
+    policy = ppo_roles.policy
     [actor] = policy.group.actors  # type: ignore[attr-defined]
 
     def in_small_buckets(actor: Any) -> int:
@@ -247,9 +250,9 @@ def test_weights_arrive_whole_in_many_buckets(ppo_roles: PPORoles) -> None:
     policy.__dict__.pop("buckets", None)  # how many there were before
     policy.forward_backward(random_batch(6, seed=4), negative_logprob, denominator=50.0)
     policy.step()
-    generator.load_weights(policy.weights(), version=5)
+    copying.load_weights(policy.weights(), version=5)
     prompts = random_prompts(4, tokens=140, seed=4)
-    rollout = generator.generate(prompts, Sampling(max_response_tokens=30), seeds=range(4))
+    rollout = copying.generate(prompts, Sampling(max_response_tokens=30), seeds=range(4))
     assert rollout.policy_version.tolist() == [5] * 4
     gap = (policy.logprobs(rollout) - rollout.sampling_logprobs)[rollout.response_mask].abs()
     assert float(gap.max()) < 1e-4

@@ -14,6 +14,7 @@ from role_factory import (
     trainable_spec,
 )
 
+from alignment.cluster.lent_weights import Borrower
 from alignment.cluster.roles import RemotePolicy
 from alignment.cluster.session import Cluster
 from alignment.cluster.shards import shard_batch
@@ -98,6 +99,7 @@ def _compare_with_one_process(policy: RemotePolicy, spec: TrainableSpec, batch: 
     assert policy.step().gradient_norm == pytest.approx(local.step().gradient_norm, rel=1e-5)
     torch.testing.assert_close(policy.logprobs(batch), local.logprobs(batch), atol=1e-4, rtol=0)
     _compare_published(policy, local.module)
+    _only_whole_plain_weights_are_lent(policy, spec, local.module)
 
 
 def _compare_published(policy: RemotePolicy, local: Any) -> None:
@@ -112,6 +114,17 @@ def _compare_published(policy: RemotePolicy, local: Any) -> None:
     for name, weight in expected.items():
         torch.testing.assert_close(arrived[name], weight.detach(), atol=1e-4, rtol=0)
     assert len(policy.group.call("probe")[0].logprobs) == 15
+
+
+def _only_whole_plain_weights_are_lent(
+    policy: RemotePolicy, spec: TrainableSpec, local: Any
+) -> None:
+    lent, others = policy.group.call("lent_weights")
+    assert others is None
+    assert (lent is not None) == (spec.training.zero_stage == 0 and spec.training.lora is None)
+    if lent is not None:
+        for name, weight in Borrower().read(lent):
+            torch.testing.assert_close(weight, dict(local.named_weights())[name], atol=1e-4, rtol=0)
 
 
 def _a_step_with_nan_changes_nothing(policy: RemotePolicy, batch: Any) -> None:

@@ -11,14 +11,16 @@ from alignment.planning.calibration import SYNC_BUCKET_BYTES
 from alignment.planning.known_shapes import KNOWN_SHAPES
 from alignment.planning.machines import GIB, gpu_kind
 from alignment.planning.memory import BatchSizes, microbatch_tokens, role_memory
+from alignment.planning.plan import _readers
 
 LLAMA = KNOWN_SHAPES["llama-2-7b"]
 SMOL = KNOWN_SHAPES["smollm2-135m"]
 A100 = gpu_kind("A100-80G")
 
 
-def memory(spec, shape=LLAMA, batch=SMALL_BATCH, gpu=A100, publishes=True, **cluster):
-    return role_memory(spec, shape, batch, ClusterConfig(**cluster), gpu, publishes=publishes)
+def memory(spec, shape=LLAMA, batch=SMALL_BATCH, gpu=A100, publishes=True, readers=0, **cluster):
+    config = ClusterConfig(**cluster)
+    return role_memory(spec, shape, batch, config, gpu, publishes=publishes, readers=readers)
 
 
 def test_llama_2_7b_at_zero_3_on_8_ranks_by_hand():
@@ -134,6 +136,36 @@ def test_an_engine_on_cpu_holds_its_cache_from_the_start():
     assert role.buffers == 4 * 49152 * 576 + 4 * 134_515_008 + 3 * 4 * 49152 * 576 // 2
     alone = memory(engine(), SMOL, gpu=None, kv_cache_gib=3, publishes=False)
     assert alone.buffers == 4 * 49152 * 576
+
+
+def test_weights_that_engines_read_in_place_count_to_all_who_map_them():
+    """A quarter each to the policy and three engines; nothing is in the store."""
+    policy, reading = trained(), engine()
+    copied = memory(policy, SMOL, gpu=None)
+    lent = memory(policy, SMOL, gpu=None, readers=3)
+    whole, store = 4 * 134_515_008, 3 * 4 * 49152 * 576 // 2
+    assert lent.working == copied.working - store - whole * 3 // 4
+    assert lent.resting == copied.resting - store - whole * 3 // 4
+    beside = memory(reading, SMOL, gpu=None).buffers
+    assert memory(reading, SMOL, gpu=None, readers=3).buffers == beside - store + whole // 4
+    critic = trained("critic", "value")
+    assert memory(critic, SMOL, gpu=None, readers=3) == memory(critic, SMOL, gpu=None)
+
+
+@pytest.mark.parametrize(
+    ("policy", "engines", "readers"),
+    [
+        (trained(), engine(), 1),
+        (trained(ranks=2), engine(ranks=3), 3),
+        (trained(zero_stage=1), engine(), 0),
+        (trained(lora={}), engine(), 0),
+        (trained(gpus=1), engine(), 0),
+        (trained(), engine(gpus=1, precision="bfloat16"), 0),
+        (trained("critic", "value"), engine(), 0),
+    ],
+)
+def test_only_plain_whole_weights_on_cpus_are_read_in_place(policy, engines, readers):
+    assert _readers([policy, engines, frozen()]) == readers
 
 
 def test_a_cache_may_be_a_part_of_a_gib():
