@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,10 @@ def _longer(lent: LentWeights) -> LentWeights:
 
 
 def _a_pipe(lent: LentWeights) -> LentWeights:
-    reading, _ = os.pipe()
-    return replace(lent, descriptor=reading)
+    """Who opens it to read waits for a writer, unless told not to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkfifo(f"{folder}/pipe")
+        return replace(lent, descriptor=os.open(f"{folder}/pipe", os.O_RDONLY | os.O_NONBLOCK))
 
 
 def _not_open(lent: LentWeights) -> LentWeights:
