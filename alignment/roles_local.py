@@ -77,6 +77,7 @@ class LocalTrainable:
         self.optimizer.step()
         self.schedule.step()
         self.average.update()
+        self._kept = None
         self.optimizer.zero_grad(set_to_none=True)
         return StepReport(gradient_norm=float(norm), learning_rate=learning_rate)
 

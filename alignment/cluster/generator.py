@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.cluster.carried_folders import ActorOfSomeHost, kept_model
-from alignment.cluster.lent_weights import Borrower, LentWeights
+from alignment.cluster.lent_weights import LentWeights
 from alignment.cluster.processes import actor_device, describe_process, gives_memory_back
 from alignment.cluster.weights import (
     FolderWeights,
@@ -178,7 +178,9 @@ class GeneratorActor(ActorOfSomeHost):
 
     def can_read(self, lent: LentWeights) -> bool:
         """Whether a policy's weights can be read where it trains them."""
-        return Borrower().can_read(lent)
+        from alignment.cluster.weight_transfer import BORROWER
+
+        return BORROWER.can_read(lent)
 
     def load_lent(self, lent: LentWeights, version: int) -> None:
         """Load a policy's weights from where it trains them, while it does not.

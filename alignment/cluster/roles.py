@@ -153,7 +153,6 @@ class RemotePolicy(RemoteTrainable):
         """Log-probability of each response token, float32 [B, T]; see `Policy.logprobs`."""
         return self._grids("logprobs", batch, trained_next)
 
-    @cached_property
     def lent(self) -> LentWeights | None:
         """Where engines of its host may read its weights; None if they have to be copied."""
         where: LentWeights | None = self.group.call("lent_weights")[0]
@@ -303,17 +302,16 @@ class RemoteGenerator(RemoteRole):
         if policy.group.gpus_per_rank:  # over NCCL
             policy.group.call("send_weights", self.group.actors, self.group.gpus_per_rank)
             self.group.call("adopt_weights", version, True)
-        elif self._can_read(policy.lent):
-            self.group.call("load_lent", policy.lent, version)
+        elif (lent := policy.lent()) is not None and self._can_read(lent):
+            loading = self.group.submit_to_all("load_lent", lent, version)
+            _wait_for_engines(loading, policy.group)
         else:
             self._copy(policy.group, policy.buckets)
             self.group.call("finish_update", version)
         # Not before the engines are done: it would take their cores.
         self._probing = policy.group.submit_to_all("probe")
 
-    def _can_read(self, lent: LentWeights | None) -> bool:
-        if lent is None:
-            return False
+    def _can_read(self, lent: LentWeights) -> bool:
         if self._lender is None or self._lender[0] != lent.secret:
             self._lender = lent.secret, all(self.group.call("can_read", lent))
         return self._lender[1]
@@ -339,7 +337,7 @@ def _wait_for_engines(loading: Call, policy: ActorGroup) -> None:
     try:
         loading.wait(loading.group.deadline())
     except ClusterError:
-        policy.require_alive("giving its weights")  # a bucket goes with the process that copied it
+        policy.require_alive("giving its weights")  # they go with its process
         raise
 
 

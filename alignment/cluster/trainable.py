@@ -144,6 +144,7 @@ class TrainableActor(ActorOfSomeHost):
                 "rate, or look at the last batch"
             )
         self._average.update()
+        self._kept = None  # it was of the weights before
         return StepReport(gradient_norm=norm, learning_rate=learning_rate)
 
     @gives_memory_back

@@ -1,8 +1,8 @@
-"""vLLM's receiving end for weights from Ray's object store.
+"""vLLM's receiving end for weights from Ray's object store, or from the policy's memory.
 
 vLLM 0.32 ships receivers for CUDA only (nccl, ipc). This one is registered beside them and
-goes through the same official calls: start_weight_update, update_weights (one a bucket),
-finish_weight_update.
+goes through the same official calls: start_weight_update, update_weights (one a bucket, or one
+for all weights that are lent), finish_weight_update.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class ObjectStoreTransfer(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
         self.missing = sorted(self._expected - self._loaded)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Nothing is held between updates but the mapping of lent weights."""
 
 
 def register() -> None:

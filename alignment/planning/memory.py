@@ -200,7 +200,8 @@ def _trainable(
     buffers += 2 * numbers if training.precision == "bfloat16" else 0
     published = 0
     if publishes and spec.kind == "language" and not on_gpu:
-        published = -_readers_part(numbers, readers) * readers if readers else _store_share(shape)
+        given = _readers_part(numbers, readers) * readers // ranks  # by the first rank alone
+        published = -given if readers else _store_share(shape)
     slack = 0 if on_gpu else _slack(activations + gradients + temporary)
     idle = known.CUDA_CONTEXT_BYTES if on_gpu else known.IDLE_ROLE_BYTES
     whole = on_gpu and (stage < 3 or known.LOADS_WHOLE_MODEL_ON_DEVICE)

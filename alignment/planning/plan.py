@@ -69,7 +69,8 @@ class StagePlan:
 
 def plan_stage(request: StageRequest, cluster: ClusterConfig, machines: Machines) -> StagePlan:
     """The stage's memory and placement on the machines."""
-    publishes, readers = _publishes(request.specs), _readers(request.specs)
+    publishes = _publishes(request.specs)
+    readers = _readers(request.specs) if len(machines.nodes) == 1 else 0
     memories = {
         spec.name: role_memory(
             spec,
@@ -141,8 +142,8 @@ def _publishes(specs: Sequence[RoleSpec]) -> bool:
 
 
 def _readers(specs: Sequence[RoleSpec]) -> int:
-    """Engines that read the policy's weights in its memory (`alignment.cluster.lent_weights`),
-    all taken to be on one host.
+    """Engines on one host that read the policy's weights in its memory; see
+    `alignment.cluster.lent_weights`.
     """
     engines = [spec for spec in specs if isinstance(spec, GeneratorSpec)]
     lent = [

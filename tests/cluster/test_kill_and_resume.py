@@ -144,6 +144,8 @@ def test_policy_critic_and_generator_are_killed_in_turn(
         stage.copy_weights(True)
         said = killed(stage, config, broken, Kill("policy", "policy", "copy_bucket", 1))
         assert "died in copy_bucket" in said  # and leaves the engine in the midst of an update
+        stage.copy_weights(False)  # of the new policy no engine has read anything yet
+        killed(stage, config, broken, Kill("policy", "generator", "load_lent", 1))
         stage.set_apart()
         train(config, stage.roles, broken)
     assert_same(broken, tmp_path / "unbroken", config)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from role_factory import negative_logprob, random_batch, random_prompts, trainable_spec
 
@@ -146,7 +145,7 @@ def test_lent_and_copied_weights_sample_the_same(
 ) -> None:
     policy, generator = ppo_roles.policy, ppo_roles.generator
     assert isinstance(policy, RemotePolicy)
-    assert policy.lent is not None
+    assert policy.lent() is not None
     prompts, sampling = random_prompts(4, tokens=9, seed=5), Sampling(max_response_tokens=20)
     batch, rollouts = random_batch(3, seed=1), []
     for version in (1, 2):
@@ -163,14 +162,35 @@ def test_lent_and_copied_weights_sample_the_same(
 
 
 @pytest.mark.engines
-def test_nothing_goes_through_the_store_where_weights_are_lent(ppo_roles: PPORoles) -> None:
+def test_nothing_goes_through_the_store_where_weights_are_lent(
+    ppo_roles: PPORoles, copying: RemoteGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy: Any = ppo_roles.policy
-    [actor] = policy.group.actors
-    ray.get(actor.__ray_call__.remote(lambda own: setattr(own, "copy_bucket", None)))
-    try:
-        ppo_roles.generator.load_weights(policy.weights(), version=1)
-    finally:
-        ray.get(actor.__ray_call__.remote(lambda own: delattr(own, "copy_bucket")))
+    submit, asked = policy.group.submit, []
+
+    def recording(operation: str, arguments: Any) -> Any:
+        asked.append(operation)
+        return submit(operation, arguments)
+
+    monkeypatch.setattr(policy.group, "submit", recording)
+    ppo_roles.generator.load_weights(policy.weights(), version=1)
+    assert asked == ["lent_weights", "probe"]
+    copying.load_weights(policy.weights(), version=1)
+    assert "copy_bucket" in asked
+
+
+@pytest.mark.engines
+def test_an_engine_samples_what_it_loaded_whatever_the_policy_becomes(
+    ppo_roles: PPORoles,
+) -> None:
+    policy, generator = ppo_roles.policy, ppo_roles.generator
+    prompts, sampling = random_prompts(4, tokens=9, seed=5), Sampling(max_response_tokens=20)
+    generator.load_weights(policy.weights(), version=1)
+    before = generator.generate(prompts, sampling, seeds=range(4))
+    policy.forward_backward(random_batch(3, seed=1), negative_logprob, denominator=10.0)
+    policy.step()
+    after = generator.generate(prompts, sampling, seeds=range(4))
+    assert torch.equal(after.sampling_logprobs, before.sampling_logprobs)
 
 
 @pytest.mark.engines
@@ -198,11 +218,11 @@ def test_an_engine_that_may_not_look_in_gets_copies(
     policy, engines = ppo_roles.policy, ppo_roles.generator
     assert isinstance(policy, RemotePolicy)
     assert isinstance(engines, RemoteGenerator)
-    lent = policy.lent
+    lent = policy.lent()
     assert lent is not None
-    elsewhere = replace(lent, pid=2**22 - 1)
+    elsewhere = replace(lent, pid=2**22 - 1, secret=bytes(64))
     other = RemoteGenerator(engines.group)
-    monkeypatch.setitem(policy.__dict__, "lent", elsewhere)
+    monkeypatch.setattr(policy, "lent", lambda: elsewhere)
     other.load_weights(policy.weights(), version=5)
     assert other._lender == (elsewhere.secret, False)
     rollout = other.generate(

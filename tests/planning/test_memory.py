@@ -148,6 +148,9 @@ def test_weights_that_engines_read_in_place_count_to_all_who_map_them():
     assert lent.resting == copied.resting - store - whole * 3 // 4
     beside = memory(reading, SMOL, gpu=None).buffers
     assert memory(reading, SMOL, gpu=None, readers=3).buffers == beside - store + whole // 4
+    assert memory(trained(ranks=2), SMOL, gpu=None, readers=3).resting == (
+        memory(trained(ranks=2), SMOL, gpu=None).resting - store - whole * 3 // 8
+    ), "the mean of two ranks, of which one lends"
     critic = trained("critic", "value")
     assert memory(critic, SMOL, gpu=None, readers=3) == memory(critic, SMOL, gpu=None)
 
