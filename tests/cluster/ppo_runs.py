@@ -173,6 +173,8 @@ def drive(model: Path, folder: Path, config: PPOConfig, kill: Kill | None) -> No
         print("STARTED", cluster.scratch.parent, *actor_pids(roles), flush=True)
         if kill is not None:
             arm(kill, {name: role.group for name, role in roles.items()})
+            if kill.operation in ("copy_bucket", "load_bucket"):  # which need not be otherwise
+                roles["generator"]._can_read = lambda _: False
         train(config, PPORoles(**roles), folder)
     print("FINISHED", flush=True)
 

@@ -270,7 +270,7 @@ def driven(model: Path, folder: Path, config: PPOConfig, kill: Kill | None) -> t
 def test_the_driver_is_killed_at_any_moment(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Five processes, one run; what a killed one leaves is gone when the next has started."""
+    """Six processes, one run; what a killed one leaves is gone when the next has started."""
     draw = random.Random(6)
     config, broken = ppo_config(4), tmp_path / "broken"
     scratch = None
